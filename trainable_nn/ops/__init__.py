@@ -1,0 +1,9 @@
+"""Operators: schema, reference, fake kernel and gradient, once each; the compiled kernels are loaded here."""
+
+from . import native
+from .entry_norm import entry_norm
+from .weight_norm import weight_norm
+
+__all__ = ["entry_norm", "native", "weight_norm"]
+
+native.load()  # after the schemas: a library adds kernels to them

@@ -1,0 +1,33 @@
+"""The library of schemas, and how one operator joins it: schema, reference, fake kernel.
+
+The raw operators differentiate nothing and are private; what they compute is made
+differentiable in ``differentiable.py``. A compiled library adds kernels under the
+same names for its device.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("trainable_nn", "DEF")  # kept: its end would take the schemas away
+
+
+def define(schema: str, reference: Callable, fake: Callable) -> Callable:
+    """Register one operator; returns its overload."""
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"trainable_nn::{name}", fake, lib=_library)
+    return getattr(torch.ops.trainable_nn, name).default
+
+
+def like(w: Tensor, result: Tensor) -> Tensor:
+    """The result in the dtype and the strides that every kernel gives: those of empty_like(w)."""
+    out = torch.empty_like(w)
+    return out.copy_(result)
+
+
+def wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """16-bit entries as float32: all arithmetic is in 32 bits or more, as in the compiled kernels."""
+    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)

@@ -1,0 +1,124 @@
+// From the dispatcher's stack to a Call and back: checks, layout, outputs.
+//
+// Kernels see dense tensors of one layout.  A weight that is dense in any order of its dimensions is
+// taken as it is (channels_last, transposed); one with gaps or overlaps is first cloned, which is
+// the layout that empty_like gives too, so the fake kernels' strides hold.
+#pragma once
+#include "kernels.h"
+#include "torch_abi.h"
+
+namespace tnn {
+
+// Whether the entries fill one block of memory, in whatever order of the dimensions.
+inline bool is_dense(const Tensor& t) {
+  const int64_t *sizes = t.sizes(), *strides = t.strides(), dim = t.dim();
+  int64_t expected = 1, left = 0;
+  for (int64_t d = 0; d < dim; ++d) left += sizes[d] != 1;
+  for (; left; --left) {  // from the fastest dimension to the slowest
+    int64_t d = 0;
+    while (d < dim && (sizes[d] == 1 || strides[d] != expected)) ++d;
+    if (d == dim) return false;
+    expected *= sizes[d];
+  }
+  return true;
+}
+
+inline Tensor dense(Tensor t) {
+  if (t.numel() == 0 || is_dense(t)) return t;
+  StableIValue stack[2] = {t.release(), 0};  // memory_format=None: as empty_like
+  TNN_CHECK(torch_call_dispatcher("aten::clone", "", stack, kTorchTarget));
+  return Tensor(stack[0]);
+}
+
+// The operand in the layout of w.
+inline Tensor laid_out_as(const Tensor& w, Tensor t) {
+  const int64_t dim = w.dim();
+  bool same = t.dim() == dim, strides = true;
+  for (int64_t i = 0; same && i < dim; ++i) {
+    same = t.sizes()[i] == w.sizes()[i];
+    strides = strides && (w.sizes()[i] == 1 || t.strides()[i] == w.strides()[i]);
+  }
+  if (!same) throw std::runtime_error("trainable_nn: gradient and weight differ in shape");
+  if (t.dtype() != w.dtype()) throw std::runtime_error("trainable_nn: gradient and weight differ in dtype");
+  if (t.device_type() != w.device_type() || t.device_index() != w.device_index())
+    throw std::runtime_error("trainable_nn: gradient and weight lie on different devices");
+  if (strides || w.numel() == 0) return t;
+  StableIValue stack[3] = {w.empty_like().release(), t.release(), 0};
+  TNN_CHECK(torch_call_dispatcher("aten::copy_", "", stack, kTorchTarget));
+  return Tensor(stack[0]);
+}
+
+inline Rows rows_of(const Tensor& w) {
+  if (w.dim() == 0) return {1, 1, 1};
+  const int64_t count = w.sizes()[0], inner = count == 1 ? w.numel() : w.strides()[0];
+  return {count, w.numel() / (count * inner), inner};
+}
+
+// The schemas are op(w, constants), op_backward(g, w, constants) and op_double_backward(v, g, w,
+// constants), with the constants eps, gain and, for entry_norm, leak.
+template <class Run> void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Run run) {
+  const int operands = derivative + 1;
+  Tensor w, g, v;
+  Tensor* in_order[3][3] = {{&w}, {&g, &w}, {&v, &g, &w}};
+  for (int i = 0; i < operands; ++i) *in_order[derivative][i] = Tensor(stack[i]);  // owned from here on
+  w = dense(std::move(w));
+  if (derivative >= kFirst) g = laid_out_as(w, std::move(g));
+  if (derivative == kSecond) v = laid_out_as(w, std::move(v));
+  Tensor out = w.empty_like(), out_w;
+  if (derivative == kSecond) out_w = w.empty_like();
+
+  Call call = {};
+  call.derivative = derivative;
+  call.dtype = w.dtype();
+  call.numel = w.numel();
+  call.eps = to_double(stack[operands]);
+  call.gain = to_double(stack[operands + 1]);
+  if ((int)inputs > operands + 2) call.leak = to_double(stack[operands + 2]);
+  if (call.numel) {
+    call.rows = rows_of(w);
+    call.w = w.data();
+    call.g = derivative >= kFirst ? g.data() : nullptr;
+    call.v = derivative == kSecond ? v.data() : nullptr;
+    call.out = out.mutable_data();
+    call.out_w = derivative == kSecond ? out_w.mutable_data() : nullptr;
+    run(call, w.device_index());
+  }
+  stack[0] = out.release();
+  if (derivative == kSecond) stack[1] = out_w.release();
+}
+
+[[noreturn]] inline void bad_dtype() {
+  throw std::runtime_error(std::string("trainable_nn: the weight must be ") + kDtypes);
+}
+
+using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
+
+// One operator's three kernels for one device.
+struct Operator {
+  const char *value, *first, *second;
+  Boxed kernels[3];
+};
+
+inline void register_kernels(const char* key, const Operator (&operators)[2]) {
+  // never deleted: with the library object the kernels would go, too
+  static TorchLibraryHandle library;
+  TNN_CHECK(aoti_torch_library_init_impl("trainable_nn", key, __FILE__, __LINE__, &library));
+  for (const Operator& op : operators) {
+    TNN_CHECK(torch_library_impl(library, op.value, op.kernels[0], kTorchTarget));
+    TNN_CHECK(torch_library_impl(library, op.first, op.kernels[1], kTorchTarget));
+    TNN_CHECK(torch_library_impl(library, op.second, op.kernels[2], kTorchTarget));
+  }
+}
+
+// Both operators, with Device::entry_norm and Device::weight_norm as their kernels.
+template <class Device> bool register_device(const char* key) {
+  register_kernels(key, {{"entry_norm", "entry_norm_backward", "entry_norm_double_backward",
+                          {Device::template entry_norm<kValue>, Device::template entry_norm<kFirst>,
+                           Device::template entry_norm<kSecond>}},
+                         {"weight_norm", "weight_norm_backward", "weight_norm_double_backward",
+                          {Device::template weight_norm<kValue>, Device::template weight_norm<kFirst>,
+                           Device::template weight_norm<kSecond>}}});
+  return true;
+}
+
+}  // namespace tnn

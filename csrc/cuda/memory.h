@@ -1,0 +1,71 @@
+// Loads and stores of 16 bytes, and the arithmetic type of each storage type.
+//
+// Only the CUDA runtime's own headers: a machine with nvcc, and with no GPU and no torch, compiles
+// this.  Kernel bodies are host functions, too, so that tests run them thread by thread on the CPU.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "../kernels.h"
+
+namespace tnn {
+
+template <class S> struct Arithmetic {
+  using type = float;
+};
+template <> struct Arithmetic<double> {
+  using type = double;
+};
+
+TNN_INLINE float inv_sqrt(float s) {
+#ifdef __CUDA_ARCH__
+  return __frsqrt_rn(s);
+#else
+  return 1.0f / sqrtf(s);
+#endif
+}
+TNN_INLINE double inv_sqrt(double s) {
+#ifdef __CUDA_ARCH__
+  return rsqrt(s);
+#else
+  return 1.0 / sqrt(s);
+#endif
+}
+
+template <class S, int N> struct alignas(sizeof(S) * N) Pack {
+  S entry[N];
+};
+
+// One load instruction of 16 bytes where N entries are that long.
+template <int N, class S> TNN_INLINE Pack<S, N> load(const S* p) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(S) * N == 16) {
+    Pack<S, N> pack;
+    *reinterpret_cast<int4*>(&pack) = __ldg(reinterpret_cast<const int4*>(p));
+    return pack;
+  }
+#endif
+  return *reinterpret_cast<const Pack<S, N>*>(p);
+}
+template <int N, class S> TNN_INLINE void store(S* p, const Pack<S, N>& pack) {
+  *reinterpret_cast<Pack<S, N>*>(p) = pack;
+}
+
+inline bool aligned16(const void* p) { return ((uintptr_t)p & 15) == 0; }
+inline bool all_aligned16(const Call& c) {
+  return aligned16(c.w) && aligned16(c.g) && aligned16(c.v) && aligned16(c.out) && aligned16(c.out_w);
+}
+
+// f(a value of the storage type); -1 where it is not one of kDtypes.
+template <class F> int for_dtype(int32_t dtype, F f) {
+  switch (dtype) {
+    case kHalf: return f(__half());
+    case kFloat: return f(float());
+    case kDouble: return f(double());
+    case kBFloat16: return f(__nv_bfloat16());
+  }
+  return -1;
+}
+
+}  // namespace tnn

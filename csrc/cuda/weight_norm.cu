@@ -1,0 +1,131 @@
+// Weight normalisation on CUDA: a block for each row.
+// Schema, reference and gradient: trainable_nn/ops/weight_norm.py.  The formula: weight_norm.h.
+//
+// A row has three phases, each a map over the threads of its block, so that tests can run them on the
+// host: sums of a thread, sums of the block, results.  The second reading of the row comes from cache.
+#include "../weight_norm.h"
+#include "memory.h"
+
+namespace tnn {
+namespace {
+
+template <class S, Derivative D> struct RowMap {
+  using T = typename Arithmetic<S>::type;
+  Rows rows;
+  double eps, gain;
+  const S *w, *g, *v;
+  S *out, *out_w;
+
+  // f.operator()<N>(i) for each pack of the row that is this thread's; N divides the runs, or is 1
+  template <int N, class F> TNN_INLINE void for_packs(int64_t row, int64_t thread, int64_t threads, F f) const {
+    const int64_t packs = rows.inner / N, all = rows.outer * packs;
+    for (int64_t j = thread; j < all; j += threads) {
+      const int64_t o = j / packs;
+      f((o * rows.count + row) * rows.inner + (j - o * packs) * N);
+    }
+  }
+
+  template <int N> TNN_INLINE RowSums sums(int64_t row, int64_t thread, int64_t threads, double scale) const {
+    RowSums s;
+    for_packs<N>(row, thread, threads, [&](int64_t i) {
+      const Pack<S, N> x = load<N>(w + i);
+      Pack<S, N> h{}, u{};
+      if (D >= kFirst) h = load<N>(g + i);
+      if (D == kSecond) u = load<N>(v + i);
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const double a = (double)(T)x.entry[k] * scale, b = (double)(T)h.entry[k], c = (double)(T)u.entry[k];
+        s.ww += a * a;
+        if (D >= kFirst) s.wg += a * b;
+        if (D == kSecond) s.wv += a * c, s.vg += b * c;
+      }
+    });
+    return s;
+  }
+
+  template <int N>
+  TNN_INLINE void results(int64_t row, int64_t thread, int64_t threads, const RowFactors<T>& factors) const {
+    const WeightNorm<T, T> norm(factors);
+    for_packs<N>(row, thread, threads, [&](int64_t i) {
+      const Pack<S, N> x = load<N>(w + i);
+      Pack<S, N> h{}, u{}, y, y_w;
+      if (D >= kFirst) h = load<N>(g + i);
+      if (D == kSecond) u = load<N>(v + i);
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const T a = (T)x.entry[k];
+        if (D == kValue) y.entry[k] = (S)norm.value(a);
+        if (D == kFirst) y.entry[k] = (S)norm.first_g((T)h.entry[k], a);
+        if (D == kSecond) {
+          y.entry[k] = (S)norm.first_v((T)u.entry[k], a);
+          y_w.entry[k] = (S)norm.second((T)u.entry[k], (T)h.entry[k], a);
+        }
+      }
+      store<N>(out + i, y);
+      if (D == kSecond) store<N>(out_w + i, y_w);
+    });
+  }
+
+  // the rare row of float64 whose squares overflow is summed again, smaller
+  TNN_INLINE static bool overflows(double ww) { return sizeof(S) == 8 && ww > Shrink<T>::above; }
+};
+
+template <class S, Derivative D> RowMap<S, D> row_map(const Call& c) {
+  return {c.rows, c.eps, c.gain, (const S*)c.w, (const S*)c.g, (const S*)c.v, (S*)c.out, (S*)c.out_w};
+}
+
+__device__ double block_sum(double x) {
+  __shared__ double warps[32];
+  const unsigned lane = threadIdx.x & 31, warp = threadIdx.x >> 5, count = blockDim.x >> 5;
+  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(0xffffffffu, x, step);
+  __syncthreads();  // a former sum has been read
+  if (lane == 0) warps[warp] = x;
+  __syncthreads();
+  x = warps[0];  // in one order for all threads: deterministic
+  for (unsigned i = 1; i < count; ++i) x += warps[i];
+  return x;
+}
+
+template <Derivative D> __device__ RowSums block_sums(RowSums s) {
+  s.ww = block_sum(s.ww);
+  if (D >= kFirst) s.wg = block_sum(s.wg);
+  if (D == kSecond) s.wv = block_sum(s.wv), s.vg = block_sum(s.vg);
+  return s;
+}
+
+template <int N, Derivative D, class Map> __global__ void row_kernel(Map map) {
+  for (int64_t row = blockIdx.x; row < map.rows.count; row += gridDim.x) {
+    RowSums s = block_sums<D>(map.template sums<N>(row, threadIdx.x, blockDim.x, 1.0));
+    const bool again = Map::overflows(s.ww);
+    if (again)
+      s = block_sums<D>(map.template sums<N>(row, threadIdx.x, blockDim.x, Shrink<typename Map::T>::factor));
+    const RowFactors<typename Map::T> factors(s, map.eps, map.gain, again);
+    map.template results<N>(row, threadIdx.x, blockDim.x, factors);
+  }
+}
+
+template <class S, Derivative D> int launch(const Call& c, cudaStream_t stream) {
+  constexpr int N = 16 / sizeof(S);
+  const bool wide = all_aligned16(c) && c.rows.inner % N == 0;
+  const int64_t packs = c.rows.outer * c.rows.inner / (wide ? N : 1);
+  int threads = 32;
+  while (threads < 512 && threads * 2 < packs) threads *= 2;
+  const unsigned grid = (unsigned)(c.rows.count < (1 << 30) ? c.rows.count : (1 << 30));
+  if (wide) row_kernel<N, D><<<grid, threads, 0, stream>>>(row_map<S, D>(c));
+  else row_kernel<1, D><<<grid, threads, 0, stream>>>(row_map<S, D>(c));
+  return (int)cudaGetLastError();
+}
+
+}  // namespace
+
+int weight_norm_cuda(const Call& c, void* stream) {
+  return for_dtype(c.dtype, [&](auto s) {
+    using S = decltype(s);
+    const cudaStream_t st = (cudaStream_t)stream;
+    return c.derivative == kValue   ? launch<S, kValue>(c, st)
+           : c.derivative == kFirst ? launch<S, kFirst>(c, st)
+                                    : launch<S, kSecond>(c, st);
+  });
+}
+
+}  // namespace tnn

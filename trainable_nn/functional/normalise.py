@@ -1,11 +1,11 @@
-"""Stateless layers y = f(x, weights, constants): checks, then arithmetic on named constants."""
+"""Normalised weights P(w), differentiable to any order; their constants are checked first."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from . import ops
+from .. import ops
 
 EPS_RANGE = (1e-30, 1e30)  # eps^(-1/2) and 1 / eps are then normal numbers of float32
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -26,7 +26,7 @@ def entry_norm(w: Tensor, eps: float = 1.0, *, gain: float = 1.0, leak: float = 
     Source:
         Paper A, Example A.2, equations (32), (33) and (36); the leak: THEORY 4(a).
     """
-    _check_weight("entry_norm", w)
+    check_weight("entry_norm", w)
     check_constants("entry_norm", eps=eps, gain=gain, leak=leak)
     return ops.entry_norm(w, eps, gain, leak)
 
@@ -50,7 +50,7 @@ def weight_norm(w: Tensor, eps: float = 1.0, dim: int | None = 0, *, gain: float
     Source:
         Paper A, Example A.2, equations (30) and (31), Lemma A.7.
     """
-    _check_weight("weight_norm", w)
+    check_weight("weight_norm", w)
     check_constants("weight_norm", eps=eps, gain=gain)
     if dim is None:
         return ops.weight_norm(w.unsqueeze(0), eps, gain).squeeze(0)
@@ -72,7 +72,7 @@ def check_constants(where: str, *, eps: float, gain: float = 1.0, leak: float = 
         raise ValueError(f"{where}: leak must be at least 0 and finite, got {leak}.")
 
 
-def _check_weight(where: str, w: Tensor) -> None:
+def check_weight(where: str, w: Tensor) -> None:
     if w.dtype not in FLOATS:
         raise TypeError(
             f"{where}: the weight has dtype {w.dtype}, and only float16, bfloat16, float32 and float64 can be "

@@ -1,0 +1,29 @@
+"""Stateless layers y = f(x, weights, constants): checks, then arithmetic on named constants."""
+
+from .activation import arctan, erf1, gelu1, isru, silu1, smooth_relu, softplus0, softsign, tanh
+from .layers import entry_norm_conv, entry_norm_linear, weight_norm_conv, weight_norm_linear
+from .normalise import EPS_RANGE, FLOATS, check_constants, entry_norm, weight_norm
+from .skip import downsample_kernel, orthogonal_downsample2d
+
+__all__ = [
+    "EPS_RANGE",
+    "FLOATS",
+    "arctan",
+    "check_constants",
+    "downsample_kernel",
+    "entry_norm",
+    "entry_norm_conv",
+    "entry_norm_linear",
+    "erf1",
+    "gelu1",
+    "isru",
+    "orthogonal_downsample2d",
+    "silu1",
+    "smooth_relu",
+    "softplus0",
+    "softsign",
+    "tanh",
+    "weight_norm",
+    "weight_norm_conv",
+    "weight_norm_linear",
+]

@@ -83,8 +83,11 @@ TNN_INLINE void store(bfloat16* p, FloatV v) {
 }
 TNN_INLINE DoubleV lower(FloatV v) { return (DoubleV)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v)); }
 TNN_INLINE DoubleV upper(FloatV v) {
-  const __m256d half_of = _mm512_extractf64x4_pd(_mm512_castps_pd((__m512)v), 1);
-  return (DoubleV)_mm512_cvtps_pd(_mm256_castpd_ps(half_of));
+  return (DoubleV)_mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd((__m512)v), 1)));
+}
+TNN_INLINE FloatV join(DoubleV low, DoubleV high) {
+  const __m512d lower_half = _mm512_castpd256_pd512(_mm256_castps_pd(_mm512_cvtpd_ps((__m512d)low)));
+  return (FloatV)_mm512_castpd_ps(_mm512_insertf64x4(lower_half, _mm256_castps_pd(_mm512_cvtpd_ps((__m512d)high)), 1));
 }
 #else
 TNN_INLINE FloatV inv_sqrt(FloatV s) {  // a 12-bit estimate and two Newton steps
@@ -113,6 +116,10 @@ TNN_INLINE void store(bfloat16* p, FloatV v) {
 }
 TNN_INLINE DoubleV lower(FloatV v) { return (DoubleV)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v)); }
 TNN_INLINE DoubleV upper(FloatV v) { return (DoubleV)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1)); }
+TNN_INLINE FloatV join(DoubleV low, DoubleV high) {
+  const __m256 lower_half = _mm256_castps128_ps256(_mm256_cvtpd_ps((__m256d)low));
+  return (FloatV)_mm256_insertf128_ps(lower_half, _mm256_cvtpd_ps((__m256d)high), 1);
+}
 #endif
 
 #else  // one entry at a time
@@ -124,6 +131,34 @@ template <class S> TNN_INLINE typename Arithmetic<S>::type load(const S* p) {
 }
 template <class S> TNN_INLINE void store(S* p, typename Arithmetic<S>::type v) { *p = (S)v; }
 #endif
+
+// A register's entries in double: part[i] are registers of it, or single numbers.
+template <class D, int N> struct Parts {
+  D part[N]{};
+};
+#ifdef TNN_BYTES
+using Double = DoubleV;
+TNN_INLINE Parts<DoubleV, 2> widen(FloatV v) { return {{lower(v), upper(v)}}; }
+TNN_INLINE Parts<DoubleV, 1> widen(DoubleV v) { return {{v}}; }
+TNN_INLINE FloatV narrow(const Parts<DoubleV, 2>& p) { return join(p.part[0], p.part[1]); }
+TNN_INLINE DoubleV narrow(const Parts<DoubleV, 1>& p) { return p.part[0]; }
+TNN_INLINE double total(DoubleV v) {
+  double sum = 0;
+  for (unsigned i = 0; i < sizeof v / sizeof sum; ++i) sum += v[i];
+  return sum;
+}
+#else
+using Double = double;
+template <class T> TNN_INLINE Parts<double, 1> widen(T x) { return {{(double)x}}; }
+TNN_INLINE double narrow(const Parts<double, 1>& p) { return p.part[0]; }
+TNN_INLINE double total(double x) { return x; }
+#endif
+// f on each part
+template <int N, class F, class... P> TNN_INLINE Parts<Double, N> each(F f, const Parts<Double, N>& p, const P&... rest) {
+  Parts<Double, N> out;
+  for (int i = 0; i < N; ++i) out.part[i] = f(p.part[i], rest.part[i]...);
+  return out;
+}
 
 // Entries of one register.
 template <class S> constexpr int64_t lanes() {

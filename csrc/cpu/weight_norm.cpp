@@ -10,55 +10,28 @@ namespace tnn {
 namespace TNN_ISA {
 namespace {
 
-// Sums of products in double, a register wide.
-template <class V> struct Sum;
-#ifdef TNN_BYTES
-TNN_INLINE double total(DoubleV v) {
-  double sum = 0;
-  for (int64_t i = 0; i < lanes<double>(); ++i) sum += v[i];
-  return sum;
-}
-template <> struct Sum<FloatV> {
-  DoubleV low{}, high{};
-  TNN_INLINE void add(FloatV a, FloatV b) {
-    low += lower(a) * lower(b);
-    high += upper(a) * upper(b);
+template <Derivative D> struct Sums {
+  Double ww{}, wg{}, wv{}, vg{};
+  TNN_INLINE void add(Double w, Double g, Double v) {
+    ww += w * w;
+    if (D != kValue) wg += w * g;
+    if (D == kSecond) wv += w * v, vg += v * g;
   }
-  TNN_INLINE double value() const { return total(low + high); }
-};
-template <> struct Sum<DoubleV> {
-  DoubleV sum{};
-  TNN_INLINE void add(DoubleV a, DoubleV b) { sum += a * b; }
-  TNN_INLINE double value() const { return total(sum); }
-};
-#endif
-template <class T> struct ScalarSum {
-  double sum = 0;
-  TNN_INLINE void add(T a, T b) { sum += (double)a * (double)b; }
-  TNN_INLINE double value() const { return sum; }
-};
-template <> struct Sum<float> : ScalarSum<float> {};
-template <> struct Sum<double> : ScalarSum<double> {};
-
-template <class V> struct Sums {
-  Sum<V> ww, wg, wv, vg;
-  template <Derivative D> TNN_INLINE void add(V w, V g, V v) {
-    ww.add(w, w);
-    if (D != kValue) wg.add(w, g);
-    if (D == kSecond) wv.add(w, v), vg.add(v, g);
+  TNN_INLINE void add_to(RowSums& sums) const {
+    sums.ww += total(ww), sums.wg += total(wg), sums.wv += total(wv), sums.vg += total(vg);
   }
-  RowSums value() const { return {ww.value(), wg.value(), wv.value(), vg.value()}; }
 };
 
 template <class S, Derivative D> struct Kernel {
-  using T = typename Arithmetic<S>::type;
-  using V = typename Register<S>::type;
   const Call& call;
   const S *w, *g, *v;
   S *out, *out_w;
 
   explicit Kernel(const Call& c)
       : call(c), w((const S*)c.w), g((const S*)c.g), v((const S*)c.v), out((S*)c.out), out_w((S*)c.out_w) {}
+
+  using Stored = typename Arithmetic<S>::type;  // 16-bit types are made from float
+  static double wide(S entry) { return (Stored)entry; }
 
   int64_t run_start(int64_t row, int64_t o) const {
     return (o * call.rows.count + row) * call.rows.inner;
@@ -69,37 +42,49 @@ template <class S, Derivative D> struct Kernel {
     RowSums s;
     for (int64_t o = 0; o < call.rows.outer; ++o)
       for (int64_t i = run_start(row, o), end = i + call.rows.inner; i < end; ++i) {
-        const double x = (double)w[i] * Shrink<T>::factor, h = D != kValue ? (double)g[i] : 0;
+        const double x = (double)w[i] * kShrink, h = D != kValue ? (double)g[i] : 0;
         const double u = D == kSecond ? (double)v[i] : 0;
         s.ww += x * x, s.wg += x * h, s.wv += x * u, s.vg += u * h;
       }
     return s;
   }
-  RowFactors<T> factors(const RowSums& sums, int64_t row) const {
-    const bool again = sizeof(S) == 8 && sums.ww > Shrink<T>::above;
-    return RowFactors<T>(again ? shrunk_sums(row) : sums, call.eps, call.gain, again);
+  RowFactors factors(const RowSums& sums, int64_t row) const {
+    const bool again = sizeof(S) == 8 && sums.ww > kShrinkAbove;
+    return RowFactors(again ? shrunk_sums(row) : sums, call.eps, call.gain, again);
+  }
+
+  static constexpr int64_t kBlock = 1024;  // sums of sums: rounding grows with a row's root, not with the row
+  void add_run(RowSums& sums, int64_t i, int64_t n) const {
+    for (int64_t j = 0; j < n; j += kBlock) {
+      Sums<D> block;
+      const int64_t at = i + j;
+      for_registers<S>(n - j < kBlock ? n - j : kBlock, [&](auto load, auto) {
+        const auto x = widen(load(w + at)), h = D != kValue ? widen(load(g + at)) : x;
+        const auto u = D == kSecond ? widen(load(v + at)) : x;
+        for (unsigned k = 0; k < sizeof x.part / sizeof x.part[0]; ++k) block.add(x.part[k], h.part[k], u.part[k]);
+      });
+      block.add_to(sums);
+    }
   }
 
   void one_row(int64_t row) const {
-    Sums<V> sums;
-    for (int64_t o = 0; o < call.rows.outer; ++o) {
-      const int64_t i = run_start(row, o);
-      for_registers<S>(call.rows.inner, [&](auto load, auto) {
-        const V x = load(w + i), h = D != kValue ? load(g + i) : V{}, u = D == kSecond ? load(v + i) : V{};
-        sums.template add<D>(x, h, u);
-      });
-    }
-    const WeightNorm<V, T> norm(factors(sums.value(), row));
+    RowSums sums;
+    for (int64_t o = 0; o < call.rows.outer; ++o) add_run(sums, run_start(row, o), call.rows.inner);
+    const WeightNorm<Double> norm(factors(sums, row));
     for (int64_t o = 0; o < call.rows.outer; ++o) {
       const int64_t i = run_start(row, o);
       for_registers<S>(call.rows.inner, [&](auto load, auto store) {
-        const V x = load(w + i);
-        if (D == kValue) store(out + i, norm.value(x));
-        if (D == kFirst) store(out + i, norm.first_g(load(g + i), x));
+        const auto x = widen(load(w + i));
+        const auto value = [&](Double a) { return norm.value(a); };
+        const auto first_g = [&](Double a, Double b) { return norm.first_g(b, a); };
+        const auto first_v = [&](Double a, Double b) { return norm.first_v(b, a); };
+        const auto second = [&](Double a, Double b, Double c) { return norm.second(c, b, a); };
+        if (D == kValue) store(out + i, narrow(each(value, x)));
+        if (D == kFirst) store(out + i, narrow(each(first_g, x, widen(load(g + i)))));
         if (D == kSecond) {
-          const V u = load(v + i);
-          store(out + i, norm.first_v(u, x));
-          store(out_w + i, norm.second(u, load(g + i), x));
+          const auto u = widen(load(v + i));
+          store(out + i, narrow(each(first_v, x, u)));
+          store(out_w + i, narrow(each(second, x, widen(load(g + i)), u)));
         }
       });
     }
@@ -113,21 +98,24 @@ template <class S, Derivative D> struct Kernel {
     for (int64_t o = 0; o < call.rows.outer; ++o)
       for (int64_t r = 0; r < n; ++r)
         for (int64_t i = run_start(row + r, o), end = i + inner; i < end; ++i) {
-          const double x = (T)w[i];
+          const double x = wide(w[i]), h = D != kValue ? wide(g[i]) : 0, u = D == kSecond ? wide(v[i]) : 0;
           sums[r].ww += x * x;
-          if (D != kValue) sums[r].wg += x * (double)(T)g[i];
-          if (D == kSecond) sums[r].wv += x * (double)(T)v[i], sums[r].vg += (double)(T)v[i] * (double)(T)g[i];
+          if (D != kValue) sums[r].wg += x * h;
+          if (D == kSecond) sums[r].wv += x * u, sums[r].vg += u * h;
         }
-    RowFactors<T> all[kSide];
+    RowFactors all[kSide];
     for (int64_t r = 0; r < n; ++r) all[r] = factors(sums[r], row + r);
     for (int64_t o = 0; o < call.rows.outer; ++o)
       for (int64_t r = 0; r < n; ++r) {
-        const WeightNorm<T, T> norm(all[r]);
+        const WeightNorm<double> norm(all[r]);
         for (int64_t i = run_start(row + r, o), end = i + inner; i < end; ++i) {
-          const T x = (T)w[i];
-          if (D == kValue) out[i] = (S)norm.value(x);
-          if (D == kFirst) out[i] = (S)norm.first_g((T)g[i], x);
-          if (D == kSecond) out[i] = (S)norm.first_v((T)v[i], x), out_w[i] = (S)norm.second((T)v[i], (T)g[i], x);
+          const double x = wide(w[i]);
+          if (D == kValue) out[i] = (S)(Stored)norm.value(x);
+          if (D == kFirst) out[i] = (S)(Stored)norm.first_g(wide(g[i]), x);
+          if (D == kSecond) {
+            out[i] = (S)(Stored)norm.first_v(wide(v[i]), x);
+            out_w[i] = (S)(Stored)norm.second(wide(v[i]), wide(g[i]), x);
+          }
         }
       }
   }

@@ -44,8 +44,8 @@ template <class S, Derivative D> struct RowMap {
   }
 
   template <int N>
-  TNN_INLINE void results(int64_t row, int64_t thread, int64_t threads, const RowFactors<T>& factors) const {
-    const WeightNorm<T, T> norm(factors);
+  TNN_INLINE void results(int64_t row, int64_t thread, int64_t threads, const RowFactors& factors) const {
+    const WeightNorm<double> norm(factors);
     for_packs<N>(row, thread, threads, [&](int64_t i) {
       const Pack<S, N> x = load<N>(w + i);
       Pack<S, N> h{}, u{}, y, y_w;
@@ -53,12 +53,12 @@ template <class S, Derivative D> struct RowMap {
       if (D == kSecond) u = load<N>(v + i);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
-        const T a = (T)x.entry[k];
-        if (D == kValue) y.entry[k] = (S)norm.value(a);
-        if (D == kFirst) y.entry[k] = (S)norm.first_g((T)h.entry[k], a);
+        const double a = (T)x.entry[k], b = (T)h.entry[k], c = (T)u.entry[k];
+        if (D == kValue) y.entry[k] = (S)(T)norm.value(a);
+        if (D == kFirst) y.entry[k] = (S)(T)norm.first_g(b, a);
         if (D == kSecond) {
-          y.entry[k] = (S)norm.first_v((T)u.entry[k], a);
-          y_w.entry[k] = (S)norm.second((T)u.entry[k], (T)h.entry[k], a);
+          y.entry[k] = (S)(T)norm.first_v(c, a);
+          y_w.entry[k] = (S)(T)norm.second(c, b, a);
         }
       }
       store<N>(out + i, y);
@@ -67,7 +67,7 @@ template <class S, Derivative D> struct RowMap {
   }
 
   // the rare row of float64 whose squares overflow is summed again, smaller
-  TNN_INLINE static bool overflows(double ww) { return sizeof(S) == 8 && ww > Shrink<T>::above; }
+  TNN_INLINE static bool overflows(double ww) { return sizeof(S) == 8 && ww > kShrinkAbove; }
 };
 
 template <class S, Derivative D> RowMap<S, D> row_map(const Call& c) {
@@ -98,8 +98,8 @@ template <int N, Derivative D, class Map> __global__ void row_kernel(Map map) {
     RowSums s = block_sums<D>(map.template sums<N>(row, threadIdx.x, blockDim.x, 1.0));
     const bool again = Map::overflows(s.ww);
     if (again)
-      s = block_sums<D>(map.template sums<N>(row, threadIdx.x, blockDim.x, Shrink<typename Map::T>::factor));
-    const RowFactors<typename Map::T> factors(s, map.eps, map.gain, again);
+      s = block_sums<D>(map.template sums<N>(row, threadIdx.x, blockDim.x, kShrink));
+    const RowFactors factors(s, map.eps, map.gain, again);
     map.template results<N>(row, threadIdx.x, blockDim.x, factors);
   }
 }

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from .differentiable import Formulas, Kernels, differentiable
-from .registry import define, like, wide
+from .registry import define, like
+
+
+def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """16-bit entries as float32: all arithmetic is in 32 bits or more."""
+    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
 
 
 def _scaled(w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -31,21 +36,21 @@ def _scaled(w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _value(w: Tensor, eps: float, gain: float, leak: float) -> Tensor:
-    (x,) = wide(w)
+    (x,) = _wide(w)
     end = 2.0**28 if w.dtype == torch.float64 else 2.0**14  # past it P is gain * sign(w) to the last bit
     t = (x * eps**-0.5).clamp(-end, end)
-    return (gain * (t * torch.rsqrt(1.0 + t * t)) + leak * x + 0.0 * x).to(w.dtype)  # 0 inf = NaN: inf is not hidden
+    return (gain * (t * torch.rsqrt(1.0 + t * t)) + leak * x).to(w.dtype)  # 0 inf = NaN: inf is not hidden
 
 
 def _first(g: Tensor, w: Tensor, eps: float, gain: float, leak: float) -> Tensor:
-    h, x = wide(g, w)
+    h, x = _wide(g, w)
     _, r = _scaled(x, eps)
     slope = ((h * r) * (eps**-0.5 * r)) * r
     return (gain * slope + leak * h + 0.0 * x).to(w.dtype)
 
 
 def _second(v: Tensor, g: Tensor, w: Tensor, eps: float, gain: float, leak: float) -> Tensor:
-    u, h, x = wide(v, g, w)
+    u, h, x = _wide(v, g, w)
     t, r = _scaled(x, eps)
     k = eps**-0.5 * r
     return (-3.0 * gain * (t * r) * ((u * r) * k) * ((h * r) * k) + 0.0 * x).to(w.dtype)

@@ -26,8 +26,3 @@ def like(w: Tensor, result: Tensor) -> Tensor:
     """The result in the dtype and the strides that every kernel gives: those of empty_like(w)."""
     out = torch.empty_like(w)
     return out.copy_(result)
-
-
-def wide(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """16-bit entries as float32: all arithmetic is in 32 bits or more, as in the compiled kernels."""
-    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)

@@ -6,7 +6,8 @@ With rho = (eps + |w|^2)^(-1/2) and n = rho w, row by row:
     gradient in w of <v, DP(w) g>  = gain rho^2 (n (3 a b - c) - b v - a g),  a = <n, v>, b = <n, g>, c = <v, g>
 
 Source: paper A, equations (30) and (31), Lemma A.7. ``csrc/weight_norm.h`` is the same
-arithmetic for the compiled kernels.
+arithmetic for the compiled kernels. All of it is in float64, so that the radial part of
+DP(w) g, a difference of nearly equal numbers, keeps its digits.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .differentiable import Formulas, Kernels, differentiable
-from .registry import define, like, wide
+from .registry import define, like
 
 
 def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,24 +35,30 @@ def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return u * rho, rho, scale
 
 
+def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In float64, or in float32 where the device has no more."""
+    widest = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    return tuple(t.to(widest) for t in tensors)
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     axes = tuple(range(1, a.dim()))
     return (a * b).sum(axes, keepdim=True) if axes else a * b
 
 
 def _value(w: Tensor, eps: float, gain: float) -> Tensor:
-    (x,) = wide(w)
+    (x,) = _wide(w)
     return (gain * _unit(x, eps)[0]).to(w.dtype)
 
 
 def _first(g: Tensor, w: Tensor, eps: float, gain: float) -> Tensor:
-    h, x = wide(g, w)
+    h, x = _wide(g, w)
     n, rho, scale = _unit(x, eps)
     return (gain * rho * (h - n * _dot(n, h)) / scale).to(w.dtype)
 
 
 def _second(v: Tensor, g: Tensor, w: Tensor, eps: float, gain: float) -> Tensor:
-    u, h, x = wide(v, g, w)
+    u, h, x = _wide(v, g, w)
     n, rho, scale = _unit(x, eps)
     a, b, c = _dot(n, u), _dot(n, h), _dot(u, h)
     return (gain * (n * (3.0 * a * b - c) - b * u - a * h) * (rho / scale) * (rho / scale)).to(w.dtype)

@@ -1,0 +1,103 @@
+"""Constants of P(w) = gain * en(w) + leak * w (by entries) and P(w) = gain * wn(w) (by rows).
+
+With en(w) = w (eps + w^2)^(-1/2) and wn(w) = w (eps + |w_row|^2)^(-1/2). Upper bounds are
+rounded up and lower bounds down. All are for exact arithmetic; ``rounding_allowance`` covers
+a weight that was computed in floats.
+
+Source: paper A, Example A.2, equations (30) to (36); THEORY_PAPERS II.2.1.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .nonlinearities import C3
+from .rounding import down, root_up, up
+
+
+@dataclass(frozen=True)
+class EntryNormConstants:
+    """Constants of P(w) = gain * en(w) + leak * w on matrices of floats."""
+
+    eps: float
+    gain: float = 1.0
+    leak: float = 0.0
+
+    @property
+    def largest_entry(self) -> float:
+        """sup |P_ij| = gain, not attained; infinite with a leak."""
+        return self.gain if self.leak == 0 else math.inf
+
+    def operator_norm_supremum(self, rows: int, columns: int) -> float:
+        """sup ||P(w)||_2 = gain sqrt(rows * columns), approached by equal entries that grow."""
+        return _times_root(self.largest_entry, rows * columns)
+
+    @property
+    def slope_supremum(self) -> float:
+        """sup ||DP||_2 = gain eps^(-1/2) + leak, at w = 0."""
+        return up(up(self.gain / math.sqrt(self.eps), 2) + self.leak) if self.leak else up(self.gain / math.sqrt(self.eps), 2)
+
+    def slope_at_least(self, w: np.ndarray) -> float:
+        """sigma(DP(w)) = min over entries of gain eps (eps + w^2)^(-3/2) + leak; the largest entry has it."""
+        t = np.max(np.abs(w), initial=0.0) / math.sqrt(self.eps)
+        return down(self.gain / math.sqrt(self.eps) * (1.0 / math.hypot(1.0, t)) ** 3 + self.leak, 12)
+
+    @property
+    def slope_lipschitz(self) -> float:
+        """Lip(DP) = gain C3 / eps with C3 = 48 / (25 sqrt 5), reached at |w| = sqrt(eps) / 2."""
+        return up(self.gain * C3 / self.eps, 2)
+
+    def rounding_allowance(self, columns: int, roundoff: float) -> float:
+        """A bound of the relative error of each computed entry, in arithmetic with that unit roundoff."""
+        return 8 * roundoff
+
+
+@dataclass(frozen=True)
+class WeightNormConstants:
+    """Constants of P(w) = gain * wn(w), row by row, on matrices of floats."""
+
+    eps: float
+    gain: float = 1.0
+
+    @property
+    def largest_row(self) -> float:
+        """sup |P_row|_2 = gain, not attained."""
+        return self.gain
+
+    def operator_norm_supremum(self, rows: int, columns: int) -> float:
+        """sup ||P(w)||_2 = gain sqrt(rows), approached by equal rows that grow; 0 for rows without entries."""
+        return _times_root(self.gain, rows if columns else 0)
+
+    @property
+    def slope_supremum(self) -> float:
+        """sup ||DP||_2 = gain eps^(-1/2), at w = 0."""
+        return up(self.gain / math.sqrt(self.eps), 2)
+
+    def slope_at_least(self, w: np.ndarray) -> float:
+        """sigma(DP(w)) = min over rows of gain eps (eps + |w_row|^2)^(-3/2), radial; the longest row has it.
+
+        The length is bounded from above by m sqrt(sum (w / m)^2), so that nothing overflows.
+        """
+        w = np.abs(np.asarray(w, dtype=np.float64).reshape(len(w), -1))
+        most = np.max(w, initial=0.0)
+        length = float(most * np.sqrt(np.max(np.sum(np.square(w / most), axis=1)))) if most > 0 else 0.0
+        t = length / math.sqrt(self.eps)
+        return down(self.gain / math.sqrt(self.eps) * (1.0 / math.hypot(1.0, t)) ** 3, 12 + 3 * w.shape[1])
+
+    @property
+    def slope_lipschitz(self) -> float:
+        """Lip(DP) = gain C3 / eps, all three directions radial, at |w_row| = sqrt(eps) / 2."""
+        return up(self.gain * C3 / self.eps, 2)
+
+    def rounding_allowance(self, columns: int, roundoff: float) -> float:
+        """A bound of the relative error of each computed entry: a sum of n squares, in any order, errs by n roundings."""
+        return (columns + 8) * roundoff
+
+
+def _times_root(gain: float, n: int) -> float:
+    """gain sqrt(n), rounded up."""
+    if n == 0:
+        return 0.0
+    root = root_up(n)
+    return gain * root if gain == 1.0 or root == 1.0 else up(gain * root)

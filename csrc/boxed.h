@@ -56,7 +56,8 @@ inline Rows rows_of(const Tensor& w) {
 
 // The schemas are op(w, constants), op_backward(g, w, constants) and op_double_backward(v, g, w,
 // constants), with the constants eps, gain and, for entry_norm, leak.
-template <class Run> void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Run run) {
+template <class Empty, class Run>
+void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Empty empty_like, Run run) {
   const int operands = derivative + 1;
   Tensor w, g, v;
   Tensor* in_order[3][3] = {{&w}, {&g, &w}, {&v, &g, &w}};
@@ -64,8 +65,8 @@ template <class Run> void boxed(Derivative derivative, StableIValue* stack, uint
   w = dense(std::move(w));
   if (derivative >= kFirst) g = laid_out_as(w, std::move(g));
   if (derivative == kSecond) v = laid_out_as(w, std::move(v));
-  Tensor out = w.empty_like(), out_w;
-  if (derivative == kSecond) out_w = w.empty_like();
+  Tensor out = empty_like(w), out_w;
+  if (derivative == kSecond) out_w = empty_like(w);
 
   Call call = {};
   call.derivative = derivative;

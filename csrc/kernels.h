@@ -33,6 +33,8 @@ struct Call {
   void *out, *out_w;        // out_w for kSecond only
 };
 
+constexpr int64_t size_of(int32_t dtype) { return dtype == kDouble ? 8 : dtype == kFloat ? 4 : 2; }
+
 constexpr const char* kDtypes = "float16, bfloat16, float32 or float64";
 
 // The loops of one instruction set, over entries or rows [begin, end); false: not one of kDtypes.

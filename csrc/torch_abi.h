@@ -1,7 +1,7 @@
 // The part of libtorch's stable C ABI that this extension calls, declared here
 // so that building it needs no torch headers and no installed torch.
 //
-// Each function is exported by libtorch_cpu since torch 2.10 (the CUDA stream
+// Each function is exported by libtorch_cpu since torch 2.11 (the CUDA stream
 // getter by libtorch_cuda), and torch promises each for two years after any
 // release that has it.  tests/test_native.py compiles this file together with the
 // installed torch's own headers, where a differing declaration is an error.
@@ -42,6 +42,10 @@ AOTITorchError aoti_torch_get_device_type(AtenTensorHandle t, int32_t* ret);
 AOTITorchError aoti_torch_get_device_index(AtenTensorHandle t, int32_t* ret);
 AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                                         int32_t device_type, int32_t device_index, AtenTensorHandle* ret);
+AOTITorchError torch_from_blob(void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides,
+                               int64_t storage_offset, int32_t dtype, int32_t device_type, int32_t device_index,
+                               AtenTensorHandle* ret, int32_t layout, const uint8_t* opaque_metadata,
+                               int64_t opaque_metadata_size, void (*deleter)(void* data, void* ctx), void* deleter_ctx);
 AOTITorchError aoti_torch_create_device_guard(int32_t device_index, DeviceGuardHandle* ret);
 AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle guard);
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret);   // libtorch_cuda

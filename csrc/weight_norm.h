@@ -40,19 +40,20 @@ struct RowFactors {
   }
 };
 
-// T is double, or a register of it.
-template <class T> struct WeightNorm {
+// T is double, or a register of it; Shrinks: whether f may be other than 1.
+template <class T, bool Shrinks> struct WeightNorm {
   T f, value_, along_g, along_v, second_n, second_v, second_g, second_;
   TNN_INLINE explicit WeightNorm(const RowFactors& row)
       : f(T{} + row.f), value_(T{} + row.value), along_g(T{} + row.along_g), along_v(T{} + row.along_v),
         second_n(T{} + row.second_n), second_v(T{} + row.second_v), second_g(T{} + row.second_g),
         second_(T{} + row.second) {}
 
-  TNN_INLINE T value(T w) const { return (w * f) * value_; }
-  TNN_INLINE T first_g(T g, T w) const { return ((g - (w * f) * along_g) * value_) * f; }
-  TNN_INLINE T first_v(T v, T w) const { return ((v - (w * f) * along_v) * value_) * f; }
+  TNN_INLINE T shrunk(T x) const { return Shrinks ? x * f : x; }
+  TNN_INLINE T value(T w) const { return shrunk(w) * value_; }
+  TNN_INLINE T first_g(T g, T w) const { return shrunk((g - shrunk(w) * along_g) * value_); }
+  TNN_INLINE T first_v(T v, T w) const { return shrunk((v - shrunk(w) * along_v) * value_); }
   TNN_INLINE T second(T v, T g, T w) const {
-    return ((((w * f) * second_n - v * second_v - g * second_g) * second_) * f) * f;
+    return shrunk(shrunk((shrunk(w) * second_n - v * second_v - g * second_g) * second_));
   }
 };
 

@@ -10,21 +10,21 @@ namespace {
 template <class S> void run(const Call& call, int64_t begin, int64_t end) {
   using T = typename Arithmetic<S>::type;
   using V = typename Register<S>::type;
-  const auto at = [begin](const void* p) { return (const S*)p + begin; };
-  const S *w = at(call.w), *g = at(call.g), *v = at(call.v);
+  const auto from = [begin](const void* p) { return (const S*)p + begin; };
+  const S *w = from(call.w), *g = from(call.g), *v = from(call.v);
   S *out = (S*)call.out + begin, *out_w = (S*)call.out_w + begin;
   const EntryNorm<V, T> norm = {V{} + (T)(1 / __builtin_sqrt(call.eps)), V{} + (T)call.gain, V{} + (T)call.leak};
   const int64_t n = end - begin;
   switch (call.derivative) {
     case kValue:
-      return for_registers<S>(n, [&](auto load, auto store) { store(out, norm.value(load(w))); });
+      return for_registers<S>(n, [&](auto at) { at.store(out, norm.value(at.load(w))); });
     case kFirst:
-      return for_registers<S>(n, [&](auto load, auto store) { store(out, norm.first(load(g), load(w))); });
+      return for_registers<S>(n, [&](auto at) { at.store(out, norm.first(at.load(g), at.load(w))); });
     case kSecond:
-      return for_registers<S>(n, [&](auto load, auto store) {
-        const V x = load(w), u = load(v);
-        store(out, norm.first(u, x));
-        store(out_w, norm.second(u, load(g), x));
+      return for_registers<S>(n, [&](auto at) {
+        const V x = at.load(w), u = at.load(v);
+        at.store(out, norm.first(u, x));
+        at.store(out_w, norm.second(u, at.load(g), x));
       });
   }
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../boxed.h"
+#include "pool.h"
 
 namespace tnn {
 
@@ -39,6 +40,8 @@ Kernels choose() {
 
 constexpr int64_t kGrain = 32768;  // entries a thread is worth waking for; ATen's own figure
 
+Tensor like(const Tensor& w) { return Pool::instance().empty_like(w, w.numel() * size_of(w.dtype())); }
+
 void run(CpuKernel kernel, const Call& call, int64_t items) {
   struct Job {
     CpuKernel kernel;
@@ -61,14 +64,18 @@ struct Cpu {
     return chosen;
   }
   template <Derivative D> static void entry_norm(StableIValue* stack, uint64_t inputs, uint64_t) {
-    boxed(D, stack, inputs, [](const Call& call, int) { run(kernels().entry_norm, call, call.numel); });
+    boxed(D, stack, inputs, like, [](const Call& call, int) { run(kernels().entry_norm, call, call.numel); });
   }
   template <Derivative D> static void weight_norm(StableIValue* stack, uint64_t inputs, uint64_t) {
-    boxed(D, stack, inputs, [](const Call& call, int) { run(kernels().weight_norm, call, call.rows.count); });
+    boxed(D, stack, inputs, like, [](const Call& call, int) { run(kernels().weight_norm, call, call.rows.count); });
   }
 };
 
 const bool registered = register_device<Cpu>("CPU");
 
 }  // namespace
+
+// For trainable_nn/ops/native.py, through ctypes.
+extern "C" __attribute__((visibility("default"))) uint64_t tnn_empty_cache() { return Pool::instance().clear(); }
+
 }  // namespace tnn

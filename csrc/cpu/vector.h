@@ -179,15 +179,27 @@ template <class S, class V> TNN_INLINE void store_end(S* p, V v, int64_t n) {
   memcpy(p, padded, n * sizeof(S));
 }
 
-// f(load, store, i) for each register of a run of n entries; the last may be partial.
+// One register's place in a run: whole, or the first `count` entries.
+template <class S, bool Whole> struct Place {
+  int64_t index, count;
+  TNN_INLINE auto load(const S* run) const {
+    if constexpr (Whole) return TNN_ISA::load(run + index);
+    else return load_end(run + index, count);
+  }
+  template <class V> TNN_INLINE void store(S* run, V v) const {
+    if constexpr (Whole) TNN_ISA::store(run + index, v);
+    else store_end(run + index, v, count);
+  }
+  // into the cache, for a reading soon; any address will do
+  TNN_INLINE void fetch(const S* run) const { __builtin_prefetch(run + index); }
+};
+
+// f(place) for each register of a run of n entries; the last may be partial.
 template <class S, class F> TNN_INLINE void for_registers(int64_t n, F f) {
   constexpr int64_t N = lanes<S>();
   int64_t i = 0;
-  for (; i + N <= n; i += N)
-    f([i](const void* p) { return load((const S*)p + i); }, [i](void* p, auto v) { store((S*)p + i, v); });
-  if (const int64_t rest = n - i)
-    f([i, rest](const void* p) { return load_end((const S*)p + i, rest); },
-      [i, rest](void* p, auto v) { store_end((S*)p + i, v, rest); });
+  for (; i + N <= n; i += N) f(Place<S, true>{i, N});
+  if (i < n) f(Place<S, false>{i, n - i});
 }
 
 template <class F> bool for_dtype(int32_t dtype, F f) {

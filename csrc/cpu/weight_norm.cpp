@@ -23,6 +23,7 @@ template <Derivative D> struct Sums {
 };
 
 template <class S, Derivative D> struct Kernel {
+  static constexpr bool kShrinks = sizeof(S) == 8;
   const Call& call;
   const S *w, *g, *v;
   S *out, *out_w;
@@ -49,19 +50,19 @@ template <class S, Derivative D> struct Kernel {
     return s;
   }
   RowFactors factors(const RowSums& sums, int64_t row) const {
-    const bool again = sizeof(S) == 8 && sums.ww > kShrinkAbove;
+    const bool again = kShrinks && sums.ww > kShrinkAbove;
     return RowFactors(again ? shrunk_sums(row) : sums, call.eps, call.gain, again);
   }
 
-  static constexpr int64_t kBlock = 1024;  // sums of sums: rounding grows with a row's root, not with the row
+  static constexpr int64_t kSummands = 1024;  // sums of sums: rounding grows with a row's root, not with the row
   void add_run(RowSums& sums, int64_t i, int64_t n) const {
-    for (int64_t j = 0; j < n; j += kBlock) {
+    for (int64_t j = 0; j < n; j += kSummands) {
       Sums<D> block;
-      const int64_t at = i + j;
-      for_registers<S>(n - j < kBlock ? n - j : kBlock, [&](auto load, auto) {
-        const auto x = widen(load(w + at)), h = D != kValue ? widen(load(g + at)) : x;
-        const auto u = D == kSecond ? widen(load(v + at)) : x;
-        for (unsigned k = 0; k < sizeof x.part / sizeof x.part[0]; ++k) block.add(x.part[k], h.part[k], u.part[k]);
+      const int64_t k = i + j;
+      for_registers<S>(n - j < kSummands ? n - j : kSummands, [&](auto at) {
+        const auto x = widen(at.load(w + k)), h = D != kValue ? widen(at.load(g + k)) : x;
+        const auto u = D == kSecond ? widen(at.load(v + k)) : x;
+        for (unsigned p = 0; p < sizeof x.part / sizeof x.part[0]; ++p) block.add(x.part[p], h.part[p], u.part[p]);
       });
       block.add_to(sums);
     }
@@ -70,21 +71,24 @@ template <class S, Derivative D> struct Kernel {
   void one_row(int64_t row) const {
     RowSums sums;
     for (int64_t o = 0; o < call.rows.outer; ++o) add_run(sums, run_start(row, o), call.rows.inner);
-    const WeightNorm<Double> norm(factors(sums, row));
+    const WeightNorm<Double, kShrinks> norm(factors(sums, row));
     for (int64_t o = 0; o < call.rows.outer; ++o) {
       const int64_t i = run_start(row, o);
-      for_registers<S>(call.rows.inner, [&](auto load, auto store) {
-        const auto x = widen(load(w + i));
+      const int64_t next = i + call.rows.inner;  // this pass runs from cache: memory fetches the next row meanwhile
+      for_registers<S>(call.rows.inner, [&](auto at) {
+        at.fetch(w + next);
+        if (D != kValue) at.fetch(g + next);
+        const auto x = widen(at.load(w + i));
         const auto value = [&](Double a) { return norm.value(a); };
         const auto first_g = [&](Double a, Double b) { return norm.first_g(b, a); };
         const auto first_v = [&](Double a, Double b) { return norm.first_v(b, a); };
         const auto second = [&](Double a, Double b, Double c) { return norm.second(c, b, a); };
-        if (D == kValue) store(out + i, narrow(each(value, x)));
-        if (D == kFirst) store(out + i, narrow(each(first_g, x, widen(load(g + i)))));
+        if (D == kValue) at.store(out + i, narrow(each(value, x)));
+        if (D == kFirst) at.store(out + i, narrow(each(first_g, x, widen(at.load(g + i)))));
         if (D == kSecond) {
-          const auto u = widen(load(v + i));
-          store(out + i, narrow(each(first_v, x, u)));
-          store(out_w + i, narrow(each(second, x, widen(load(g + i)), u)));
+          const auto u = widen(at.load(v + i));
+          at.store(out + i, narrow(each(first_v, x, u)));
+          at.store(out_w + i, narrow(each(second, x, widen(at.load(g + i)), u)));
         }
       });
     }
@@ -107,7 +111,7 @@ template <class S, Derivative D> struct Kernel {
     for (int64_t r = 0; r < n; ++r) all[r] = factors(sums[r], row + r);
     for (int64_t o = 0; o < call.rows.outer; ++o)
       for (int64_t r = 0; r < n; ++r) {
-        const WeightNorm<double> norm(all[r]);
+        const WeightNorm<double, kShrinks> norm(all[r]);
         for (int64_t i = run_start(row + r, o), end = i + inner; i < end; ++i) {
           const double x = wide(w[i]);
           if (D == kValue) out[i] = (S)(Stored)norm.value(x);

@@ -19,12 +19,14 @@ void run(int (*kernel)(const Call&, void*), const Call& call, int device) {
   if (error) throw std::runtime_error("trainable_nn: CUDA error " + std::to_string(error) + " at kernel launch");
 }
 
+Tensor like(const Tensor& w) { return w.empty_like(); }
+
 struct Cuda {
   template <Derivative D> static void entry_norm(StableIValue* stack, uint64_t inputs, uint64_t) {
-    boxed(D, stack, inputs, [](const Call& call, int device) { run(entry_norm_cuda, call, device); });
+    boxed(D, stack, inputs, like, [](const Call& call, int device) { run(entry_norm_cuda, call, device); });
   }
   template <Derivative D> static void weight_norm(StableIValue* stack, uint64_t inputs, uint64_t) {
-    boxed(D, stack, inputs, [](const Call& call, int device) { run(weight_norm_cuda, call, device); });
+    boxed(D, stack, inputs, like, [](const Call& call, int device) { run(weight_norm_cuda, call, device); });
   }
 };
 

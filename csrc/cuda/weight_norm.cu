@@ -11,6 +11,7 @@ namespace {
 
 template <class S, Derivative D> struct RowMap {
   using T = typename Arithmetic<S>::type;
+  static constexpr bool kShrinks = sizeof(S) == 8;
   Rows rows;
   double eps, gain;
   const S *w, *g, *v;
@@ -45,7 +46,7 @@ template <class S, Derivative D> struct RowMap {
 
   template <int N>
   TNN_INLINE void results(int64_t row, int64_t thread, int64_t threads, const RowFactors& factors) const {
-    const WeightNorm<double> norm(factors);
+    const WeightNorm<double, kShrinks> norm(factors);
     for_packs<N>(row, thread, threads, [&](int64_t i) {
       const Pack<S, N> x = load<N>(w + i);
       Pack<S, N> h{}, u{}, y, y_w;
@@ -67,7 +68,7 @@ template <class S, Derivative D> struct RowMap {
   }
 
   // the rare row of float64 whose squares overflow is summed again, smaller
-  TNN_INLINE static bool overflows(double ww) { return sizeof(S) == 8 && ww > kShrinkAbove; }
+  TNN_INLINE static bool overflows(double ww) { return kShrinks && ww > kShrinkAbove; }
 };
 
 template <class S, Derivative D> RowMap<S, D> row_map(const Call& c) {

@@ -1,17 +1,58 @@
 """Networks whose training is guaranteed: drop-in layers, model conversion and certificates for PyTorch."""
 
-from . import errors, functional, linop, modules, ops, theory
-from .modules import OrthogonalDownsample2d
+from . import errors, functional, linop, modules, ops, parametrizations, theory
+from .modules import (
+    GELU1,
+    ISRU,
+    Arctan,
+    EntryNormConv1d,
+    EntryNormConv2d,
+    EntryNormConv3d,
+    EntryNormLinear,
+    Erf1,
+    OrthogonalDownsample2d,
+    SiLU1,
+    SmoothReLU,
+    Softplus0,
+    SoftSign,
+    SpectrallyBoundedResidual,
+    Tanh,
+    WeightNormConv,
+    WeightNormConv1d,
+    WeightNormConv2d,
+    WeightNormConv3d,
+    WeightNormLinear,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Arctan",
+    "EntryNormConv1d",
+    "EntryNormConv2d",
+    "EntryNormConv3d",
+    "EntryNormLinear",
+    "Erf1",
+    "GELU1",
+    "ISRU",
     "OrthogonalDownsample2d",
+    "SiLU1",
+    "SmoothReLU",
+    "SoftSign",
+    "Softplus0",
+    "SpectrallyBoundedResidual",
+    "Tanh",
+    "WeightNormConv",
+    "WeightNormConv1d",
+    "WeightNormConv2d",
+    "WeightNormConv3d",
+    "WeightNormLinear",
     "errors",
     "functional",
     "linop",
     "modules",
     "ops",
+    "parametrizations",
     "theory",
     "__version__",
 ]

@@ -1,6 +1,7 @@
 """Stateless layers y = f(x, weights, constants): checks, then arithmetic on named constants."""
 
 from .activation import arctan, erf1, gelu1, isru, silu1, smooth_relu, softplus0, softsign, tanh
+from .inverse import entry_norm_inverse, weight_norm_inverse
 from .layers import entry_norm_conv, entry_norm_linear, weight_norm_conv, weight_norm_linear
 from .normalise import EPS_RANGE, FLOATS, check_constants, entry_norm, weight_norm
 from .skip import downsample_kernel, orthogonal_downsample2d
@@ -13,6 +14,7 @@ __all__ = [
     "downsample_kernel",
     "entry_norm",
     "entry_norm_conv",
+    "entry_norm_inverse",
     "entry_norm_linear",
     "erf1",
     "gelu1",
@@ -25,5 +27,6 @@ __all__ = [
     "tanh",
     "weight_norm",
     "weight_norm_conv",
+    "weight_norm_inverse",
     "weight_norm_linear",
 ]

@@ -16,6 +16,9 @@ from .nonlinearities import C3
 from .rounding import down, root_up, up
 
 
+ENTRY_ROUNDINGS = 12  # rounded operations between w and P(w), constants included, the sum of squares apart
+
+
 @dataclass(frozen=True)
 class EntryNormConstants:
     """Constants of P(w) = gain * en(w) + leak * w on matrices of floats."""
@@ -50,7 +53,11 @@ class EntryNormConstants:
 
     def rounding_allowance(self, columns: int, roundoff: float) -> float:
         """A bound of the relative error of each computed entry, in arithmetic with that unit roundoff."""
-        return 8 * roundoff
+        return ENTRY_ROUNDINGS * roundoff
+
+    def norm_allowance(self, rows: int, columns: int, roundoff: float) -> float:
+        """A bound of the error of ||P(w)||_2 relative to it, two computations of P(w) apart."""
+        return 2 * ENTRY_ROUNDINGS * roundoff * math.sqrt(min(rows, columns))
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,15 @@ class WeightNormConstants:
 
     def rounding_allowance(self, columns: int, roundoff: float) -> float:
         """A bound of the relative error of each computed entry: a sum of n squares, in any order, errs by n roundings."""
-        return (columns + 8) * roundoff
+        return (columns + ENTRY_ROUNDINGS) * roundoff
+
+    def norm_allowance(self, rows: int, columns: int, roundoff: float) -> float:
+        """A bound of the error of ||P(w)||_2 relative to it, two computations of P(w) apart.
+
+        A row's length errs as a factor of the whole row, a diagonal matrix in front; each entry's own error counts
+        by the Frobenius norm, at most min(rows, columns)^(1/2) times the spectral.
+        """
+        return 2 * roundoff * (columns + ENTRY_ROUNDINGS * math.sqrt(min(rows, columns)))
 
 
 def _times_root(gain: float, n: int) -> float:

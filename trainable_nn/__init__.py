@@ -1,6 +1,7 @@
 """Networks whose training is guaranteed: drop-in layers, model conversion and certificates for PyTorch."""
 
-from . import errors, functional, linop, modules, ops, parametrizations, theory
+from . import convert, errors, functional, linop, modules, ops, parametrizations, theory
+from .convert import Plan, Recipe, convert_model, plan
 from .modules import (
     GELU1,
     ISRU,
@@ -36,6 +37,8 @@ __all__ = [
     "GELU1",
     "ISRU",
     "OrthogonalDownsample2d",
+    "Plan",
+    "Recipe",
     "SiLU1",
     "SmoothReLU",
     "SoftSign",
@@ -47,12 +50,15 @@ __all__ = [
     "WeightNormConv2d",
     "WeightNormConv3d",
     "WeightNormLinear",
+    "convert",
+    "convert_model",
     "errors",
     "functional",
     "linop",
     "modules",
     "ops",
     "parametrizations",
+    "plan",
     "theory",
     "__version__",
 ]

@@ -1,0 +1,116 @@
+"""The graph of one module's own forward, its children left whole."""
+
+import inspect
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+ACTIVATIONS = {  # a call without a module -> the layer that does the same
+    F.relu: nn.ReLU, F.relu_: nn.ReLU, torch.relu: nn.ReLU, torch.relu_: nn.ReLU, "relu": nn.ReLU, "relu_": nn.ReLU,
+    F.relu6: nn.ReLU6, F.leaky_relu: nn.LeakyReLU, F.elu: nn.ELU, F.silu: nn.SiLU, F.gelu: nn.GELU, F.mish: nn.Mish,
+    F.softplus: nn.Softplus, F.hardswish: nn.Hardswish, F.tanh: nn.Tanh, torch.tanh: nn.Tanh, "tanh": nn.Tanh,
+    F.sigmoid: nn.Sigmoid, torch.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid,
+}  # fmt: skip
+SIZES = ("size", "dim", "numel", "ndimension")
+
+
+class NotTraceable(Exception):
+    """A forward that torch.fx cannot follow; the text says why."""
+
+
+class _Shallow(fx.Tracer):
+    """Follows the root's own code and no child's."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return True
+
+
+def trace(module: nn.Module, training: bool) -> fx.Graph:
+    """Graph of ``module.forward`` in one mode, default arguments left at their defaults; the module is not touched.
+
+    Raises:
+        NotTraceable: with the reason.
+    """
+    count = _required_inputs(module)
+    original = type(module).forward
+    forwards = {1: lambda self, a: original(self, a), 2: lambda self, a, b: original(self, a, b)}
+    forwards[3] = lambda self, a, b, c: original(self, a, b, c)
+    if count not in forwards:
+        raise NotTraceable(f"its forward takes {count} inputs")
+    probe = object.__new__(type(type(module).__name__, (type(module),), {"forward": forwards[count]}))
+    probe.__dict__.update(module.__dict__, training=training)
+    try:
+        return _Shallow().trace(probe)
+    except Exception as error:  # whatever the user's code raises on a proxy
+        raise NotTraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+
+
+def _required_inputs(module: nn.Module) -> int:
+    if "forward" in vars(module):
+        raise NotTraceable("its forward is replaced on the instance")
+    if type(module).forward is nn.Module.forward or not inspect.isfunction(type(module).forward):
+        raise NotTraceable("it has no forward of its own")
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    free = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return max(1, len(free)) if parameters else 0
+
+
+def output_of(graph: fx.Graph) -> object:
+    """What the traced forward returns."""
+    return next(node for node in graph.nodes if node.op == "output").args[0]
+
+
+def is_size(node: object) -> bool:
+    """Whether a node is a shape or a number computed from shapes, and no tensor."""
+    if not isinstance(node, fx.Node):
+        return not isinstance(node, torch.Tensor)
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device")
+    if node.op == "call_method":
+        return node.target in SIZES
+    return node.op == "call_function" and bool(node.args) and all(is_size(a) for a in node.args)
+
+
+def joins(graph: fx.Graph) -> list[fx.Node]:
+    """The additions of two tensors that both come from the inputs."""
+    found = []
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method") and node.target in ADDITIONS and len(node.args) == 2:
+            tensors = [a for a in node.args if isinstance(a, fx.Node) and not is_size(a) and "placeholder" in _origins(a)]
+            if len(tensors) == 2:
+                found.append(node)
+    return found
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """The nodes that a node is computed from, itself among them."""
+    seen, waiting = set(), [node]
+    while waiting:
+        current = waiting.pop()
+        if current not in seen:
+            seen.add(current)
+            waiting.extend(current.all_input_nodes)
+    return seen
+
+
+def _origins(node: fx.Node) -> set[str]:
+    return {ancestor.op for ancestor in ancestors(node)}
+
+
+def chain_of(module: nn.Module) -> list[str] | None:
+    """Names of the children that a module applies one after the other; None where it does anything else."""
+    try:
+        graph = trace(module, module.training)
+    except NotTraceable:
+        return None
+    names, node = [], output_of(graph)
+    while isinstance(node, fx.Node) and node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
+        names.append(node.target)
+        node = node.args[0]
+    used = sum(n.op not in ("placeholder", "output") for n in graph.nodes)
+    if not (isinstance(node, fx.Node) and node.op == "placeholder") or used != len(names):
+        return None
+    return names[::-1]

@@ -10,14 +10,14 @@ one kernel serves backward and forward mode:
 torch offers no single registration that serves every transform: with
 ``torch.library.register_autograd`` forward mode returns zero without a word and
 ``torch.func.grad`` fails; a Function with a ``jvp`` rule does not compile.
-So the function takes one of four ways, and each is exact:
+So the function takes the first of four ways that fits, and each is exact:
 
-* under ``torch.func``: Functions with ``setup_context`` and a vmap rule; while
-  compiling, the formula, which the tracer differentiates itself;
-* under ``torch.compile``: a Function without ``jvp`` whose parts are formulas, which
-  the compiler fuses with their neighbours; under ``torch.export`` the formula;
-* where something is differentiated: the older style of Function, which costs a third
-  as much per call;
+* while compiling: a Function without ``jvp`` whose parts are formulas, which the compiler
+  fuses with their neighbours; inside a transform, and in an export, the formula itself,
+  which the tracer differentiates;
+* under ``torch.func`` and in forward mode: Functions with ``setup_context``, ``jvp`` and a
+  vmap rule;
+* where plain autograd records: the older style of Function, a third of the cost per call;
 * otherwise the kernel itself.
 """
 
@@ -49,6 +49,14 @@ class Kernels:
     second: Callable[..., tuple[Tensor, Tensor]]
 
 
+@staticmethod
+def _keep_inputs(ctx, inputs, output):
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.constants = inputs[len(tensors) :]
+
+
 def differentiable(formulas: Formulas, kernels: Kernels, fold_batch: Callable) -> Callable[..., Tensor]:
     """A function f(w, \\*constants) of a tensor and floats, differentiable in w to any order.
 
@@ -58,10 +66,10 @@ def differentiable(formulas: Formulas, kernels: Kernels, fold_batch: Callable) -
 
     class Gradient(Function):
         @staticmethod
-        def forward(ctx, g, w, *constants):
-            _keep(ctx, g, w)
-            ctx.constants = constants
+        def forward(g, w, *constants):
             return kernels.first(g, w, *constants)
+
+        setup_context = _keep_inputs
 
         @staticmethod
         def backward(ctx, v):
@@ -82,12 +90,17 @@ def differentiable(formulas: Formulas, kernels: Kernels, fold_batch: Callable) -
                 terms.append(formulas.second(t_w, g, w, *ctx.constants))
             return sum(terms[1:], terms[0])
 
+        @staticmethod
+        def vmap(info, dims, g, w, *constants):
+            (g, w), unfold = fold_batch((g, w), dims[:2], info.batch_size)
+            return unfold(first(g, w, *constants)), 0
+
     class Value(Function):
         @staticmethod
-        def forward(ctx, w, *constants):
-            _keep(ctx, w)
-            ctx.constants = constants
+        def forward(w, *constants):
             return kernels.value(w, *constants)
+
+        setup_context = _keep_inputs
 
         @staticmethod
         def backward(ctx, g):
@@ -99,35 +112,19 @@ def differentiable(formulas: Formulas, kernels: Kernels, fold_batch: Callable) -
             (w,) = ctx.saved_tensors
             return first(t_w, w, *ctx.constants)
 
-    class GradientUnderTransforms(Gradient):
-        @staticmethod
-        def forward(g, w, *constants):
-            return kernels.first(g, w, *constants)
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            _keep(ctx, *inputs[:2])
-            ctx.constants = inputs[2:]
-
-        @staticmethod
-        def vmap(info, dims, g, w, *constants):
-            (g, w), unfold = fold_batch((g, w), dims[:2], info.batch_size)
-            return unfold(first(g, w, *constants)), 0
-
-    class ValueUnderTransforms(Value):
-        @staticmethod
-        def forward(w, *constants):
-            return kernels.value(w, *constants)
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            _keep(ctx, inputs[0])
-            ctx.constants = inputs[1:]
-
         @staticmethod
         def vmap(info, dims, w, *constants):
             (w,), unfold = fold_batch((w,), dims[:1], info.batch_size)
             return unfold(value(w, *constants)), 0
+
+    class Recorded(Function):
+        @staticmethod
+        def forward(ctx, w, *constants):
+            ctx.save_for_backward(w)
+            ctx.constants = constants
+            return kernels.value(w, *constants)
+
+        backward = Value.backward
 
     class Compiled(Function):
         @staticmethod
@@ -142,29 +139,24 @@ def differentiable(formulas: Formulas, kernels: Kernels, fold_batch: Callable) -
             return (formulas.first(g, w, *ctx.constants), *_nones(ctx))
 
     def first(g: Tensor, w: Tensor, *constants: float) -> Tensor:
-        if _transforming():
-            return GradientUnderTransforms.apply(g, w, *constants)
         if _nothing_differentiates(g, w):
             return kernels.first(g, w, *constants)
         return Gradient.apply(g, w, *constants)
+
+    record = super(Function, Recorded).apply  # Function.apply only looks for transforms first; there are none
 
     def value(w: Tensor, *constants: float) -> Tensor:
         if torch.compiler.is_compiling():
             if _transforming() or torch.compiler.is_exporting():
                 return formulas.value(w, *constants)
             return Compiled.apply(w, *constants)
-        if _transforming():
-            return ValueUnderTransforms.apply(w, *constants)
-        if _nothing_differentiates(w):
-            return kernels.value(w, *constants)
-        return Value.apply(w, *constants)
+        if _transforming() or forward_ad._current_level >= 0:
+            return Value.apply(w, *constants)
+        if w.requires_grad and torch.is_grad_enabled():
+            return record(w, *constants)
+        return kernels.value(w, *constants)
 
     return value
-
-
-def _keep(ctx, *tensors: Tensor) -> None:
-    ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
 
 
 def _nones(ctx) -> tuple[None, ...]:

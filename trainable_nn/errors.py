@@ -27,3 +27,7 @@ class UnboundedError(TrainableNNError, TypeError):
 
 class CertificateError(TrainableNNError, ArithmeticError):
     """A certificate whose numbers do not hold for the model or the data."""
+
+
+class OptionError(TrainableNNError, ValueError):
+    """An option, an import path or an optimiser name that cannot be carried out as written."""

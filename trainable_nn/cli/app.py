@@ -1,0 +1,147 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ..convert.recipes import SKIPS
+from ..errors import ConversionError, TrainableNNError
+
+HOLDS, DOES_NOT_HOLD, NO_ANSWER = 0, 1, 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+UsageError = typer.BadParameter.__base__  # typer brings its own click since 0.20; both have this ancestor
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Convert networks to forms that train better, and see the difference. "
+    "Status: 0 it holds, 1 it does not hold, 2 it cannot be answered.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Trace = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="Name of the recipe.")]
+Skip = Annotated[str, typer.Option("--skip", help=f"What a projection shortcut becomes: {', '.join(SKIPS)}.")]
+PostActivation = Annotated[bool, typer.Option("--post-activation", help="Keep post-activation blocks as they are.")]
+Keep = Annotated[list[str], typer.Option("--keep", help="Path of a module to leave alone; may be repeated.")]
+Model = Annotated[str, typer.Argument(help="Import path, such as torchvision.models:resnet18 or net.py:Net.")]
+ModelArg = Annotated[list[str], typer.Option("--model-arg", help="key=value for the model; may be repeated.")]
+Weights = Annotated[
+    pathlib.Path | None,
+    typer.Option("--checkpoint", help="Weights to load first: safetensors, or a file of torch.save holding tensors only."),
+]
+SampleShape = Annotated[
+    str, typer.Option("--sample-shape", help="Shape of a random input, such as 1,3,224,224, to measure the change on.")
+]
+
+
+@app.command()
+def demo(
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images per step.")] = 64,
+    width: Annotated[int, typer.Option(min=1, help="Channels of the first stage; 64 is the full ResNet-18.")] = 16,
+    size: Annotated[int, typer.Option(min=8, help="Digits are enlarged to this many pixels; a multiple of 8.")] = 16,
+    data: Annotated[str, typer.Option(help="digits, or idx, cifar10, cifar100 with --folder.")] = "digits",
+    folder: Annotated[pathlib.Path | None, typer.Option(help="Folder of the data set.")] = None,
+    train_images: Annotated[int, typer.Option(min=0, help="Use only so many training images; 0 for all.")] = 0,
+    optimizer: Annotated[str, typer.Option(help="A class of torch.optim or torch_optimizer.")] = "SGD",
+    optimizer_arg: Annotated[list[str], typer.Option(help="key=value for the optimiser; may be repeated.")] = [],  # noqa: B006
+    lr: Annotated[float | None, typer.Option(help="Step size. SGD: 0.1; others: their own default.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides initial weights, split and batches.")] = 0,
+    recipe: RecipeName = "paper",
+    skip: Skip = "paper",
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")] = "cpu",
+    spectra: Annotated[bool, typer.Option(help="Compute singular values of blocks and shortcuts.")] = True,
+    output: Annotated[pathlib.Path, typer.Option(help="Folder for the figure and the numbers.")] = pathlib.Path(
+        "trainable-nn-demo"
+    ),
+    json: Json = False,
+    traceback: Trace = False,
+) -> int:
+    """Train a ResNet-18 and its converted copy side by side on real images.
+
+    Both start from the same weights and see the same batches. Writes comparison.png and results.json.
+    """
+    from .demo import Settings, run
+
+    options = {key: value for key, value in locals().items() if key in Settings.__dataclass_fields__}
+    return run(Settings(**options), as_json=json)
+
+
+@app.command()
+def plan(
+    model: Model,
+    model_arg: ModelArg = [],  # noqa: B006
+    checkpoint: Weights = None,
+    recipe: RecipeName = "paper",
+    skip: Skip = "paper",
+    post_activation: PostActivation = False,
+    keep: Keep = [],  # noqa: B006
+    sample_shape: SampleShape = "",
+    json: Json = False,
+    traceback: Trace = False,
+) -> int:
+    """Show what a conversion would change, and change nothing."""
+    from .conversion import Request, show_plan
+
+    request = Request(model, model_arg, checkpoint, recipe, skip, post_activation, keep, sample_shape)
+    return show_plan(request, as_json=json)
+
+
+@app.command()
+def convert(
+    model: Model,
+    output: Annotated[pathlib.Path, typer.Option("--output", "-o", help="The safetensors file to write.")],
+    model_arg: ModelArg = [],  # noqa: B006
+    checkpoint: Weights = None,
+    recipe: RecipeName = "paper",
+    skip: Skip = "paper",
+    post_activation: PostActivation = False,
+    keep: Keep = [],  # noqa: B006
+    sample_shape: SampleShape = "",
+    json: Json = False,
+    traceback: Trace = False,
+) -> int:
+    """Convert a model and save it; trainable_nn.load(file, model) reads it back into the plain model."""
+    from .conversion import Request, convert_and_save
+
+    request = Request(model, model_arg, checkpoint, recipe, skip, post_activation, keep, sample_shape)
+    return convert_and_save(request, output, as_json=json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit status. One line on stderr for every error, unless --traceback is given."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = app(args=arguments, prog_name="trainable-nn", standalone_mode=False)
+        return status if isinstance(status, int) else HOLDS
+    except UsageError as error:
+        show = getattr(error, "show", None)
+        if not arguments and show:  # no command: the help itself is the message
+            show()
+            return NO_ANSWER
+        return _complain(error.format_message(), NO_ANSWER)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted.", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_ANSWER
+    except Exception as error:
+        if "--traceback" in arguments:
+            raise
+        if isinstance(error, TrainableNNError):
+            return _complain(str(error), DOES_NOT_HOLD if isinstance(error, ConversionError) else NO_ANSWER)
+        return _complain(f"{type(error).__name__}: {error} (--traceback shows where)", NO_ANSWER)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"trainable-nn: {' '.join(message.split())}", file=sys.stderr)
+    return status

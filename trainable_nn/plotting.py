@@ -1,0 +1,106 @@
+"""Figures of a comparison: loss curves and singular values, for the screen and for print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .errors import OptionError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours of Okabe and Ito, told apart by every eye; each line also differs in dash and mark, for grey print.
+STYLES = (
+    {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    {"color": "#009E73", "linestyle": "-.", "marker": "^"},
+    {"color": "#222222", "linestyle": ":", "marker": "D"},
+)
+ZERO = 1e-12  # singular values below this share of the largest are drawn as zero
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure that no window system and no global state of matplotlib knows of."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OptionError(
+            "plotting: matplotlib is not installed, and it draws the figures. "
+            "Install it with: pip install 'trainable_nn[plot]'."
+        ) from error
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def loss_curves(axes: Axes, losses: Mapping[str, Sequence[float]], *, steps: Mapping[str, Sequence[float]] = {}) -> None:
+    """Training loss over epochs on a logarithmic axis; ``steps`` adds the loss of every batch, faintly."""
+    for style, (name, values) in zip(STYLES, losses.items(), strict=False):
+        epochs = range(1, len(values) + 1)
+        axes.plot(epochs, values, label=name, markersize=4, linewidth=1.6, zorder=3, **style)
+        every = steps.get(name, ())
+        if every and values:
+            at = [(index + 1) * len(values) / len(every) for index in range(len(every))]
+            axes.plot(at, every, color=style["color"], alpha=0.25, linewidth=0.7)
+    axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training loss (cross-entropy)")
+    axes.set_title("Training loss")
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend()
+
+
+def accuracy_curves(axes: Axes, accuracies: Mapping[str, Sequence[float]]) -> None:
+    """Accuracy on the test images over epochs, in percent."""
+    for style, (name, values) in zip(STYLES, accuracies.items(), strict=False):
+        percent = [100.0 * value for value in values]
+        axes.plot(range(1, len(values) + 1), percent, label=name, markersize=4, linewidth=1.6, **style)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title("Test accuracy")
+    axes.grid(True, alpha=0.3)
+    axes.legend()
+
+
+def singular_value_curves(axes: Axes, spectra: Mapping[str, Sequence[float]], *, title: str) -> None:
+    """Singular values in falling order over their rank in percent; zeros end a curve and are counted beside its name."""
+    for style, (name, values) in zip(STYLES, spectra.items(), strict=False):
+        largest = max(values, default=0.0)
+        drawn = [value for value in values if value > ZERO * largest]
+        zeros = len(values) - len(drawn)
+        at = [100.0 * (index + 1) / len(values) for index in range(len(drawn))]
+        label = f"{name} ({zeros} of {len(values)} are 0)" if zeros else name
+        shown = {key: value for key, value in style.items() if key != "marker"}
+        axes.plot(at, drawn, label=label, linewidth=1.8, **shown)
+    axes.set_yscale("log")
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of the singular values (%)")
+    axes.set_ylabel("singular value")
+    axes.set_title(title)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend(loc="lower left", fontsize="small")
+
+
+def comparison(
+    losses: Mapping[str, Sequence[float]],
+    accuracies: Mapping[str, Sequence[float]],
+    spectra: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    steps: Mapping[str, Sequence[float]] = {},
+    title: str = "",
+) -> Figure:
+    """Loss, accuracy, and one panel of singular values for each entry of ``spectra`` (title: {name: values})."""
+    columns = max(2, len(spectra))
+    rows = 2 if spectra else 1
+    figure = new_figure(4.6 * columns, 3.7 * rows)
+    grid = figure.add_gridspec(rows, columns)
+    loss_curves(figure.add_subplot(grid[0, : columns - 1]), losses, steps=steps)
+    accuracy_curves(figure.add_subplot(grid[0, columns - 1]), accuracies)
+    for column, (panel, values) in enumerate(spectra.items()):
+        singular_value_curves(figure.add_subplot(grid[1, column]), values, title=panel)
+    if title:
+        figure.suptitle(title)
+    return figure

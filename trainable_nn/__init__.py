@@ -1,6 +1,7 @@
 """Networks whose training is guaranteed: drop-in layers, model conversion and certificates for PyTorch."""
 
-from . import convert, errors, functional, linop, modules, ops, parametrizations, theory
+from . import checkpoint, convert, errors, functional, linop, modules, ops, parametrizations, theory
+from .checkpoint import Checkpoint, load, save
 from .convert import Plan, Recipe, convert_model, plan
 from .modules import (
     GELU1,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Arctan",
+    "Checkpoint",
     "EntryNormConv1d",
     "EntryNormConv2d",
     "EntryNormConv3d",
@@ -50,15 +52,18 @@ __all__ = [
     "WeightNormConv2d",
     "WeightNormConv3d",
     "WeightNormLinear",
+    "checkpoint",
     "convert",
     "convert_model",
     "errors",
     "functional",
     "linop",
+    "load",
     "modules",
     "ops",
     "parametrizations",
     "plan",
+    "save",
     "theory",
     "__version__",
 ]

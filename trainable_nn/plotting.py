@@ -45,6 +45,8 @@ def loss_curves(axes: Axes, losses: Mapping[str, Sequence[float]], *, steps: Map
         if every and values:
             at = [(index + 1) * len(values) / len(every) for index in range(len(every))]
             axes.plot(at, every, color=style["color"], alpha=0.25, linewidth=0.7)
+    if any(steps.values()):
+        axes.plot([], [], color="grey", alpha=0.5, linewidth=0.7, label="thin: single batches")
     axes.set_yscale("log")
     axes.set_xlabel("epoch")
     axes.set_ylabel("training loss (cross-entropy)")

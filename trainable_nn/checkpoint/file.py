@@ -44,7 +44,10 @@ def write(target: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping
     entry = json.dumps(metadata | {"hash": content_hash(tensors, metadata)}, sort_keys=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
+        with open(temporary, "xb") as file:
+            mode = os.stat(file.fileno()).st_mode  # the user's own; safetensors would let nobody else read
         safetensors.torch.save_file(dict(tensors), temporary, {ENTRY: entry})
+        os.chmod(temporary, mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -2,7 +2,7 @@
 
 from . import checkpoint, convert, errors, functional, linop, modules, ops, parametrizations, theory
 from .checkpoint import Checkpoint, load, save
-from .convert import Plan, Recipe, convert_model, plan
+from .convert import Plan, Recipe, convert_model, fold, plan
 from .modules import (
     GELU1,
     ISRU,
@@ -56,6 +56,7 @@ __all__ = [
     "convert",
     "convert_model",
     "errors",
+    "fold",
     "functional",
     "linop",
     "load",

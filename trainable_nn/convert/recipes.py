@@ -28,7 +28,7 @@ class Recipe:
     preactivation: bool = True
 
     def __post_init__(self) -> None:
-        if self.name not in RECIPES:
+        if not isinstance(self.name, str) or self.name not in RECIPES:
             raise ConversionError(_unknown(self.name))
         if self.skip not in SKIPS:
             raise ConversionError(f"Recipe: skip must be one of {', '.join(SKIPS)}, got {self.skip!r}.")
@@ -60,7 +60,7 @@ def as_recipe(recipe: "str | Recipe") -> Recipe:
     """A recipe by name with its default options, or the recipe itself."""
     if isinstance(recipe, Recipe):
         return recipe
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise ConversionError(_unknown(recipe))
     return RECIPES[recipe]()
 

@@ -87,8 +87,8 @@ def pooled_change(projection: Projection, anatomy: Anatomy, block: nn.Module, no
         if layer.role == "mean" and not _covers_once(layer.module):
             raise Refused(f"{layer.path} pools windows that overlap or leave gaps")
     path, names = _only_call(block, anatomy)
-    stride, width = projection.strides(), conv.out_channels
-    return Change(path, "PooledSequential", lambda old: _as_pooled(old, names, width, stride))
+    options = {"in_channels": conv.in_channels, "out_channels": conv.out_channels, "stride": projection.strides()}
+    return Change(path, "PooledSequential", lambda old: _as_pooled(old, names, options))
 
 
 def _covers_once(pool: nn.AvgPool2d) -> bool:
@@ -108,8 +108,8 @@ def _only_call(block: nn.Module, anatomy: Anatomy) -> tuple[str, list[str]]:
     return path, names
 
 
-def _as_pooled(old: nn.Module, names: list[str], width: int, stride: tuple[int, int]) -> PooledSequential:
-    pooled = PooledSequential(out_channels=width, stride=stride)
+def _as_pooled(old: nn.Module, names: list[str], options: dict) -> PooledSequential:
+    pooled = PooledSequential(**options)
     for name in names:
         pooled.add_module(name, old._modules[name])
     return carry_over(old, pooled)

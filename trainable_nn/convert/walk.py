@@ -9,6 +9,8 @@ from ..errors import ConversionError
 from .blocks import Anatomy, NotABlock, NotTraceable, anatomy_of
 from .layers import is_sequence, role_of
 
+_LIBRARIES = ("torch.nn.", "torch.ao.", "trainable_nn.")  # their layers are whole
+
 
 @dataclass(frozen=True)
 class Found:
@@ -75,7 +77,7 @@ def _visit(found: Survey, path: str, module: nn.Module, adapters: Mapping, seen:
 
 def _has_own_code(module: nn.Module) -> bool:
     """Whether a module's forward is a user's: neither a layer that we know, nor one of torch.nn, nor a plain container."""
-    if role_of(module) != "unknown" or is_sequence(module) or type(module).__module__.startswith(("torch.nn.", "torch.ao.")):
+    if role_of(module) != "unknown" or is_sequence(module) or type(module).__module__.startswith(_LIBRARIES):
         return False
     return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 

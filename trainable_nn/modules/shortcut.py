@@ -22,10 +22,8 @@ def pooled_identity(x: Tensor, out_channels: int, stride: tuple[int, int]) -> Te
         Paper A's public experiments (THEORY_PAPERS II.1.4): there the strides are equal and divide the size.
     """
     missing = out_channels - x.shape[-3]
-    if missing:
-        x = F.pad(_window_sums(x, stride), (0, 0, 0, 0, (missing + 1) // 2, missing // 2))
-        return x
-    return _window_sums(x, stride)
+    pooled = _window_sums(x, stride)
+    return F.pad(pooled, (0, 0, 0, 0, (missing + 1) // 2, missing // 2)) if missing else pooled
 
 
 def _window_sums(x: Tensor, stride: tuple[int, int]) -> Tensor:
@@ -104,16 +102,19 @@ class PooledSequential(nn.Sequential):
     layers keep their names and with them their keys.
 
     Shape:
-        x: (\*, c, h, w) -> (\*, out_channels, ceil(h / s_h), ceil(w / s_w)); the layers must give the same.
+        x: (\*, in_channels, h, w) -> (\*, out_channels, ceil(h / s_h), ceil(w / s_w)); the layers must give the same.
+    Raises:
+        ValueError: out_channels below in_channels.
     """
 
-    def __init__(self, *layers, out_channels: int, stride: int | Sequence[int]) -> None:
+    def __init__(self, *layers, in_channels: int, out_channels: int, stride: int | Sequence[int]) -> None:
         super().__init__(*layers)
-        self.out_channels = out_channels
+        check_widening("PooledSequential", in_channels, out_channels)
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + pooled_identity(x, self.out_channels, self.stride)
 
     def extra_repr(self) -> str:
-        return f"out_channels={self.out_channels}, stride={self.stride}"
+        return f"{self.in_channels}, {self.out_channels}, stride={self.stride}"

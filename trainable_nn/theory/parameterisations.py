@@ -43,7 +43,7 @@ class EntryNormConstants:
 
     def slope_at_least(self, w: np.ndarray) -> float:
         """sigma(DP(w)) = min over entries of gain eps (eps + w^2)^(-3/2) + leak; the largest entry has it."""
-        t = np.max(np.abs(w), initial=0.0) / math.sqrt(self.eps)
+        t = float(np.max(np.abs(w), initial=0.0)) / math.sqrt(self.eps)
         return down(self.gain / math.sqrt(self.eps) * (1.0 / math.hypot(1.0, t)) ** 3 + self.leak, 12)
 
     @property
@@ -87,8 +87,8 @@ class WeightNormConstants:
         The length is bounded from above by m sqrt(sum (w / m)^2), so that nothing overflows.
         """
         w = np.abs(np.asarray(w, dtype=np.float64).reshape(len(w), -1))
-        most = np.max(w, initial=0.0)
-        length = float(most * np.sqrt(np.max(np.sum(np.square(w / most), axis=1)))) if most > 0 else 0.0
+        most = float(np.max(w, initial=0.0))
+        length = most * math.sqrt(np.max(np.sum(np.square(w / most), axis=1))) if most > 0 else 0.0
         t = length / math.sqrt(self.eps)
         return down(self.gain / math.sqrt(self.eps) * (1.0 / math.hypot(1.0, t)) ** 3, 12 + 3 * w.shape[1])
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .. import checkpoint, convert
-from ..errors import OptionError
+from ..errors import ConversionError, OptionError
 from . import models
 from .terminal import number, print_json, stderr, stdout, table
 
@@ -38,7 +38,7 @@ class Request:
 
     def options(self) -> dict:
         """The arguments of ``plan`` and ``convert_model`` behind the model."""
-        recipe = convert.Recipe(self.recipe, skip=self.skip, preactivation=not self.post_activation)
+        recipe = recipe_of(self.recipe, skip=self.skip, preactivation=not self.post_activation)
         return {"recipe": recipe, "keep": tuple(self.keep), "sample_input": self._sample()}
 
     def _sample(self) -> torch.Tensor | None:
@@ -51,6 +51,14 @@ class Request:
             raise OptionError(
                 f"--sample-shape {self.sample_shape}: needs sizes with commas between, such as 1,3,224,224."
             ) from error
+
+
+def recipe_of(name: str, **options) -> convert.Recipe:
+    """The recipe that the options name; a wrong option is no statement about the model, so it is an OptionError."""
+    try:
+        return convert.Recipe(name, **options)
+    except ConversionError as error:
+        raise OptionError(str(error)) from error
 
 
 def show_plan(request: Request, *, as_json: bool) -> int:

@@ -17,6 +17,7 @@ from ..demo.resnet import PreActBlock, PreActResNet18
 from ..demo.spectra import Spectrum, spectra_of
 from ..demo.training import Run, steps_per_epoch, train_side_by_side
 from ..errors import OptionError
+from .conversion import recipe_of
 from .demo_report import print_outcome, print_start
 from .progress import Watch
 from .terminal import print_json, stderr, to_json
@@ -134,7 +135,7 @@ def _models(settings: Settings, data: datasets.ImageData) -> dict[str, nn.Module
     """The network and its converted copy, which start from the same weights."""
     torch.manual_seed(settings.seed)
     original = PreActResNet18(settings.width, data.train_images.shape[1], len(data.classes))
-    recipe = convert.Recipe(settings.recipe, skip=settings.skip)
+    recipe = recipe_of(settings.recipe, skip=settings.skip)
     sample = _padded(data.train_images[:SPECTRUM_IMAGES])
     return {"original": original, "converted": convert.convert_model(original, recipe, sample_input=sample)}
 

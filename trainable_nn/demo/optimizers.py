@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,12 @@ SGD_LR = 0.1  # the middle of the grid 0.2, 0.1, 0.05, 0.02 of the paper's exper
 LIBRARIES = ("torch.optim", "torch_optimizer")  # the first that knows a name wins
 NEEDS_GRAPH = ("Adahessian",)  # reads the derivative of the gradient
 NEEDS_CLOSURE = ("LBFGS",)  # evaluates the loss several times a step
+KNOWN_WARNINGS = (  # of torch-optimizer 0.3, written for an older torch; none of them changes a step
+    "Using backward.. with create_graph=True",
+    "This overload of",
+    "Converting a tensor with requires_grad=True",
+    "An output with one or more elements was resized",
+)
 WITHOUT_LR = ("A2GradUni", "A2GradInc", "A2GradExp")  # accept lr and never read it
 
 
@@ -50,23 +57,21 @@ class Choice:
         def closure() -> Tensor:
             optimizer.zero_grad()
             loss = loss_of()
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Using backward.. with create_graph=True", UserWarning)
-                loss.backward(create_graph=short in NEEDS_GRAPH)
+            loss.backward(create_graph=short in NEEDS_GRAPH)
             return loss
 
-        try:
-            if short in NEEDS_CLOSURE:
-                return float(optimizer.step(closure).detach())
-            loss = float(closure().detach())
-            if loss == loss and abs(loss) != float("inf"):
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "This overload of", UserWarning)  # addcmul_ of 2021
-                    warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True", UserWarning)
+        with warnings.catch_warnings():
+            for words in KNOWN_WARNINGS:
+                warnings.filterwarnings("ignore", words, UserWarning)
+            try:
+                if short in NEEDS_CLOSURE:
+                    return float(optimizer.step(closure).detach())
+                loss = float(closure().detach())
+                if math.isfinite(loss):
                     optimizer.step()
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise OptionError(f"{self.name}: a step failed: {reason}. Choose another optimiser.") from error
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise OptionError(f"{self.name}: a step failed: {reason}. Choose another optimiser.") from error
         optimizer.zero_grad(set_to_none=True)  # with create_graph the gradients hold the graph alive
         return loss
 

@@ -13,7 +13,7 @@ from ..convert import Plan, convert_model
 from ..errors import CheckpointError, ConversionError
 
 CONSTANTS = ("eps", "gain", "leak", "bound", "stride", "in_channels", "out_channels")
-PACKAGE = __name__.partition(".")[0]
+LAYERS = __name__.partition(".")[0] + ".modules."  # where this package's layers are defined
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def constants_of(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Class and constants of each layer of this package, by path."""
     found = {}
     for path, module in model.named_modules():
-        if type(module).__module__.startswith(f"{PACKAGE}."):
+        if type(module).__module__.startswith(LAYERS):
             values = {name: getattr(module, name, None) for name in CONSTANTS}
             known = {name: value for name, value in values.items() if isinstance(value, int | float | tuple)}
             found[path] = json.loads(json.dumps({"class": type(module).__qualname__} | known))
@@ -72,7 +72,7 @@ def check_constants(path: pathlib.Path, metadata: Mapping[str, Any], model: nn.M
     recorded, present = metadata["constants"], constants_of(model)
     for place in sorted(recorded | present):
         if recorded.get(place) != present.get(place):
-            found, needed = (there.get(place, f"no layer of {PACKAGE}") for there in (recorded, present))
+            found, needed = (there.get(place, "no layer of trainable_nn") for there in (recorded, present))
             raise CheckpointError(
                 f"{path}: {place or 'the model'} is {found} in the file, and {needed} in the model. "
                 f"Build the model with the constants of the file."

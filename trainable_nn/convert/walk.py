@@ -9,7 +9,7 @@ from ..errors import ConversionError
 from .blocks import Anatomy, NotABlock, NotTraceable, anatomy_of
 from .layers import is_sequence, role_of
 
-_LIBRARIES = ("torch.nn.", "torch.ao.", "trainable_nn.")  # their layers are whole
+_LIBRARIES = ("torch.nn.", "torch.ao.", "trainable_nn.modules.")  # their layers are whole
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,20 @@ def _visit(found: Survey, path: str, module: nn.Module, adapters: Mapping, seen:
         try:
             anatomy = anatomy_of(module, adapters)
         except NotABlock as error:
-            raise ConversionError(_refusal(path, module, f"adds two paths like a residual block, but {error}")) from error
+            raise ConversionError(
+                _refusal(path, module, f"adds two paths like a residual block, but {error}")
+            ) from error
         except NotTraceable as error:
             reason = str(error)
         if anatomy is not None:
             found.blocks.append(Found(found.places[id(module)], module, anatomy))
-    below = sum(_visit(found, f"{path}.{name}".lstrip("."), child, adapters, seen) for name, child in module.named_children())
+    below = sum(
+        _visit(found, f"{path}.{name}".lstrip("."), child, adapters, seen) for name, child in module.named_children()
+    )
     if reason and not below and any(True for child in module.children() for _ in child.parameters()):
-        raise ConversionError(_refusal(path, module, f"could be a residual block, but torch.fx cannot follow it ({reason})"))
+        raise ConversionError(
+            _refusal(path, module, f"could be a residual block, but torch.fx cannot follow it ({reason})")
+        )
     if reason and below:
         found.opaque[path] = reason
     return below + (anatomy is not None)
@@ -85,7 +91,5 @@ def _has_own_code(module: nn.Module) -> bool:
 def _refusal(path: str, module: nn.Module, what: str) -> str:
     name = type(module).__name__
     if not path:
-        return (
-            f"{name}: the model itself {what}. Put the addition into a module of its own, or convert its parts one by one."
-        )
+        return f"{name}: the model itself {what}. Put the addition into a module of its own, or convert its parts one by one."
     return f"{path}: {name} {what}. Leave it unchanged with keep=({path!r},)."

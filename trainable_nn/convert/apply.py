@@ -60,7 +60,9 @@ def convert_model(
     """
     planned, edits = _prepare(model, recipe, keep)
     if inplace and any(change.path == "" and "" in edit.paths for edit in edits for change in edit.changes):
-        raise ConversionError(f"{type(model).__name__}: the model itself is the block, so inplace=True cannot replace it.")
+        raise ConversionError(
+            f"{type(model).__name__}: the model itself is the block, so inplace=True cannot replace it."
+        )
     planned = _measured(planned, edits, model, sample_input)
     converted = _applied(model if inplace else _copied(model), edits)
     converted.conversion_report = planned
@@ -95,7 +97,10 @@ def _order(model: nn.Module) -> Callable[[Step], int]:
 
 def _notes(found: Survey, edits: list[Edit]) -> tuple[str, ...]:
     """What a reader of the plan should know beyond its steps."""
-    notes = [f"{path or '(model)'}: its own forward cannot be traced and stays ({why})." for path, why in found.opaque.items()]
+    notes = [
+        f"{path or '(model)'}: its own forward cannot be traced and stays ({why})."
+        for path, why in found.opaque.items()
+    ]
     for edit in edits:
         for key in edit.step.dropped:
             module = found.model.get_submodule(key.rpartition(".")[0])
@@ -118,7 +123,7 @@ def _check_sharing(found: Survey, edits: list[Edit]) -> None:
     for identity, paths in places.items():
         others = sorted(set(found.places[identity]) - paths) + sorted(path for path in paths if found.is_kept(path))
         if others:
-            raise ConversionError(_shared(sorted(paths)[0], others[0], sorted(paths)[0]))
+            raise ConversionError(_shared(min(paths), others[0], min(paths)))
 
 
 def _shared(path: str, other: str, block: str) -> str:

@@ -85,12 +85,21 @@ def _parse(block: nn.Module, graph: fx.Graph) -> Anatomy | None:
     if any(layer.role not in ("activation", "identity", "dropout") for layer in layers_of(block, after)):
         raise NotABlock("something other than an activation follows the addition")
     skip, source, branch_end = _skip_and_source(block, sums[0])
+    for call in skip:
+        if _uses(graph, call.path) > 1:
+            raise NotABlock(f"it calls {call.path}, which is its shortcut, more than once")
     before, start = _walk(source, None)
     branch, foot = _walk(branch_end, source)
     obstacle = _obstacle(block, graph, len(before) + len(branch) + len(skip) + len(after) + 1)
     if obstacle or start.op != "placeholder" or foot is not source:
         return Anatomy((), None, skip, after, source.op == "placeholder", obstacle or CHAINLESS)
     return Anatomy(before, branch, skip, after, source.op == "placeholder")
+
+
+def _uses(graph: fx.Graph, path: str) -> int:
+    """How many calls reach a module, itself, a part of it or something that holds it."""
+    targets = [f"{node.target}." for node in graph.nodes if node.op == "call_module"]
+    return sum(target.startswith(f"{path}.") or f"{path}.".startswith(target) for target in targets)
 
 
 def _obstacle(block: nn.Module, graph: fx.Graph, explained: int) -> str:
@@ -116,7 +125,9 @@ def _skip_and_source(block: nn.Module, join: fx.Node) -> tuple[tuple[Call, ...],
         return identities[0]
     if len(candidates) != 1:
         what = "both sides" if candidates else "neither side"
-        raise NotABlock(f"{what} of its addition could be the skip: the identity or layers that are linear{_stranger(block, join)}")
+        raise NotABlock(
+            f"{what} of its addition could be the skip: the identity or layers that are linear{_stranger(block, join)}"
+        )
     return candidates[0]
 
 
@@ -124,7 +135,11 @@ def _stranger(block: nn.Module, join: fx.Node) -> str:
     """Names the first layer of unknown type at the end of a side of the addition."""
     for side in join.args:
         if side.op == "call_module":
-            unknown = [x for x in flatten(side.target, block.get_submodule(side.target), tracing.chain_of) if x.role == "unknown"]
+            unknown = [
+                x
+                for x in flatten(side.target, block.get_submodule(side.target), tracing.chain_of)
+                if x.role == "unknown"
+            ]
             if unknown:
                 return f" ({why_unknown(unknown[0])})"
     return ""

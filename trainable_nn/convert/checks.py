@@ -30,7 +30,9 @@ def check_keep(model: nn.Module, keep: Sequence[str]) -> None:
     paths = {path for path, _ in model.named_modules(remove_duplicate=False)} - {""}
     for path in keep:
         if path not in paths:
-            raise ConversionError(f"keep: {type(model).__name__} has no module at {path!r}. Paths are those of named_modules().")
+            raise ConversionError(
+                f"keep: {type(model).__name__} has no module at {path!r}. Paths are those of named_modules()."
+            )
 
 
 def check_model(model: nn.Module, keep: Sequence[str]) -> None:
@@ -59,7 +61,9 @@ def _check_module(where: str, module: nn.Module) -> None:
     if inner:
         raise ConversionError(f"{where}{kind.__name__} wraps a model. Convert its .{inner} and wrap the result again.")
     if isinstance(module, torch.jit.ScriptModule):
-        raise ConversionError(f"{where}{kind.__name__} is scripted and has no Python code to rewrite. Convert it before scripting.")
+        raise ConversionError(
+            f"{where}{kind.__name__} is scripted and has no Python code to rewrite. Convert it before scripting."
+        )
     if module._compiled_call_impl is not None:
         raise ConversionError(f"{where}{kind.__name__} was compiled in place. Convert it first, then call .compile().")
     if "conversion_report" in vars(module) or isinstance(module, OUR_BLOCKS):
@@ -68,7 +72,9 @@ def _check_module(where: str, module: nn.Module) -> None:
 
 def _check_tensor(key: str, tensor: Tensor) -> None:
     if is_lazy(tensor):
-        raise ConversionError(f"{key}: the parameter has no shape yet. Run the model once on a sample, then convert it.")
+        raise ConversionError(
+            f"{key}: the parameter has no shape yet. Run the model once on a sample, then convert it."
+        )
     if not tensor.is_floating_point():
         raise ConversionError(
             f"{key}: the weight has dtype {tensor.dtype}, and floating-point weights are needed. Convert the model before "

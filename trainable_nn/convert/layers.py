@@ -37,9 +37,11 @@ _ZOOS = {
     "timm.layers.activations.QuickGELU",
 }
 _NORMS_WITH_ACTIVATION = ("timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.GroupNormAct")
-ROLES = {f"torch.nn.modules.{name}": role for role, names in _TORCH.items() for name in names.split()} | {
-    name: role for role, names in _ZOOS.items() for name in names.split()
-} | dict.fromkeys(_NORMS_WITH_ACTIVATION, "norm and activation")
+ROLES = (
+    {f"torch.nn.modules.{name}": role for role, names in _TORCH.items() for name in names.split()}
+    | {name: role for role, names in _ZOOS.items() for name in names.split()}
+    | dict.fromkeys(_NORMS_WITH_ACTIVATION, "norm and activation")
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ def role_of(module: nn.Module) -> str:
 
 def is_sequence(module: nn.Module) -> bool:
     """Whether a module does no more than apply its children in order."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and "forward" not in vars(module)
+    return (
+        isinstance(module, nn.Sequential)
+        and type(module).forward is nn.Sequential.forward
+        and "forward" not in vars(module)
+    )
 
 
 def flatten(path: str, module: nn.Module, chain_of: Callable[[nn.Module], list[str] | None]) -> Iterator[Layer]:
@@ -85,10 +91,14 @@ def why_unknown(layer: Layer) -> str:
     """Why no rule covers a layer, as the end of a sentence."""
     kind = type(layer.module)
     if parametrize.is_parametrized(layer.module):
-        return f"{layer.path} has an active parametrization; call torch.nn.utils.parametrize.remove_parametrizations first"
+        return (
+            f"{layer.path} has an active parametrization; call torch.nn.utils.parametrize.remove_parametrizations first"
+        )
     if "forward" in vars(layer.module):
         return f"{layer.path} has its forward replaced on the instance"
-    known = next((base.__name__ for base in kind.__mro__[1:] if f"{base.__module__}.{base.__qualname__}" in ROLES), None)
+    known = next(
+        (base.__name__ for base in kind.__mro__[1:] if f"{base.__module__}.{base.__qualname__}" in ROLES), None
+    )
     if known:
         return f"{layer.path} is a {kind.__name__}, a subclass of {known} that no rule covers"
     return f"{layer.path} is a {kind.__name__}, which no rule covers"

@@ -17,7 +17,9 @@ def function_change(original: nn.Module, converted: nn.Module, sample_input: Ten
     """
     sample = next((t for t in (*original.parameters(), *original.buffers()) if t.is_floating_point()), None)
     if sample is not None and sample.is_meta:
-        raise ConversionError("sample_input: a model on the meta device computes no values. Give it weights, or no sample.")
+        raise ConversionError(
+            "sample_input: a model on the meta device computes no values. Give it weights, or no sample."
+        )
     inputs = sample_input if isinstance(sample_input, tuple) else (sample_input,)
     inputs = tree_map(lambda value: _moved(value, sample), inputs)
     devices = [sample.device] if sample is not None and sample.is_cuda else []
@@ -45,7 +47,9 @@ def _outputs(module: nn.Module, inputs: tuple) -> list[Tensor]:
     try:
         result = module(*tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs))
     except Exception as error:  # whatever the user's model raises
-        raise ConversionError(f"sample_input: {type(module).__name__} fails on it ({type(error).__name__}: {error}).") from error
+        raise ConversionError(
+            f"sample_input: {type(module).__name__} fails on it ({type(error).__name__}: {error})."
+        ) from error
     values = [leaf.double() for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not values:
         raise ConversionError(f"sample_input: {type(module).__name__} returns no floating-point tensor to compare.")

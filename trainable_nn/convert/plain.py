@@ -35,7 +35,8 @@ def plain_pooled(conv: PooledConv2d) -> nn.Conv2d:
     shape = (conv.out_channels, conv.in_channels, 2 * half[0] + 1, 2 * half[1] + 1)
     kernel = conv.weight.new_zeros(shape)
     rows, columns = (
-        slice(h - d * (k - 1) // 2, h + d * (k - 1) // 2 + 1, d) for h, d, k in zip(half, conv.dilation, conv.kernel_size)
+        slice(h - d * (k - 1) // 2, h + d * (k - 1) // 2 + 1, d)
+        for h, d, k in zip(half, conv.dilation, conv.kernel_size)
     )
     kernel[:, :, rows, columns] = _ungrouped(conv)
     offset = (conv.out_channels - conv.in_channels + 1) // 2
@@ -148,9 +149,15 @@ def _softplus0(z: Tensor) -> Tensor:
     return -F.logsigmoid(-z) - math.log(2.0)
 
 
+def _root(size: Tensor) -> Tensor:
+    """(1 + size^2)^(1/2) for size >= 0 without overflow; ONNX has no hypot."""
+    longer = torch.clamp(size, min=1.0)
+    return longer * torch.sqrt(1.0 + (torch.clamp(size, max=1.0) / longer) ** 2)
+
+
 def _smooth_relu(z: Tensor) -> Tensor:
     size = torch.abs(z)
-    return F.relu(z) + (0.5 / (torch.hypot(size, torch.ones_like(size)) + size) - 0.5)
+    return F.relu(z) + (0.5 / (_root(size) + size) - 0.5)
 
 
 def _gelu1(z: Tensor) -> Tensor:
@@ -170,7 +177,7 @@ def _arctan(z: Tensor) -> Tensor:
 
 
 def _isru(z: Tensor) -> Tensor:
-    return z / torch.hypot(z, torch.ones_like(z))
+    return z / _root(torch.abs(z))
 
 
 def _expression(formula: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], nn.Module]:

@@ -50,7 +50,9 @@ class Plan:
         for step in self.steps:
             path = ", ".join((step.path or "(model)", *step.also))
             after = step.after if step.changes else "unchanged"
-            rows.append((path, step.before, after, f"{len(step.kept)}/{len(step.new)}/{len(step.dropped)}", step.reason))
+            rows.append(
+                (path, step.before, after, f"{len(step.kept)}/{len(step.new)}/{len(step.dropped)}", step.reason)
+            )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
         table = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]) for row in rows]
         return "\n".join([self._title(), *table, *self.notes, self._distance()])
@@ -79,7 +81,9 @@ class Plan:
             ConversionError: fields are missing or unknown.
         """
         try:
-            steps = tuple(Step(**{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()}) for s in values["steps"])
+            steps = tuple(
+                Step(**{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()}) for s in values["steps"]
+            )
             change = values["function_change"]
             return cls(
                 **{name: values[name] for name in _WORDS},

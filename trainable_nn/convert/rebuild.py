@@ -11,6 +11,7 @@ from .blocks import Anatomy, Call, layers_of
 from .layers import PASSIVE, Layer, why_unknown
 from .skips import Refused, carry_over
 
+
 @dataclass(frozen=True)
 class Parts:
     """Names of the layers of the new block: those that stay, those that are new and those that go."""
@@ -38,9 +39,11 @@ def moved_parts(block: nn.Module, anatomy: Anatomy, reads_input: bool, norms_sta
     layers = _checked_layers(block, anatomy)
     after = layers_of(block, anatomy.after)
     if [layer.role for layer in after if layer.role != "identity"] != ["activation"]:
-        raise Refused("more than one activation follows its addition")
+        raise Refused("something beside one activation follows its addition")
     last, template, channels = _last_norm(layers), _template(layers), _input_channels(layers)
     gone = {last.path} if last else set()
+    if last and [layer.path for layer in layers].count(last.path) > 1:
+        raise Refused(f"{last.path} is applied more than once, and the recipe drops one use of it only")
     if not norms_stay:
         gone |= {layer.path for layer in layers_of(block, anatomy.skip) if layer.role == "norm"}
     names = _Names(block)
@@ -137,13 +140,19 @@ def fresh_norm(template: nn.Module, channels: int, device: torch.device | str | 
     Raises:
         Refused: the kind cannot have that many channels.
     """
-    names = [name for name in ("eps", "momentum", "affine", "track_running_stats", "process_group") if hasattr(template, name)]
+    names = [
+        name
+        for name in ("eps", "momentum", "affine", "track_running_stats", "process_group")
+        if hasattr(template, name)
+    ]
     options = {name: getattr(template, name) for name in names}
     sample = template.weight if template.weight is not None else getattr(template, "running_mean", None)
     if sample is not None:
         options |= {"device": device or sample.device, "dtype": sample.dtype}
     counts = (template.num_groups, channels) if hasattr(template, "num_groups") else (channels,)
-    kind = next(base for base in type(template).__mro__ if base.__module__.startswith("torch.nn."))  # a zoo's subclass adds an activation
+    kind = next(
+        base for base in type(template).__mro__ if base.__module__.startswith("torch.nn.")
+    )  # a zoo's subclass adds an activation
     try:
         norm = kind(*counts, **options)
     except ValueError as error:

@@ -44,7 +44,7 @@ class Recipe:
         """The recipe that ``to_dict`` wrote; unknown fields are a ConversionError."""
         unknown = set(fields) - {"name", "skip", "preactivation"}
         if unknown:
-            raise ConversionError(f"Recipe: unknown field {sorted(unknown)[0]!r}; the fields are name, skip, preactivation.")
+            raise ConversionError(f"Recipe: unknown field {min(unknown)!r}; the fields are name, skip, preactivation.")
         return cls(**fields)
 
 

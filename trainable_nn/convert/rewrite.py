@@ -45,7 +45,11 @@ def edit_for(found: Found, recipe: Recipe, survey: Survey) -> Edit:
         verdict = _verdict(found, projection, recipe, survey)
     except Refused as refusal:
         where = f"{path}: {type(block).__name__}" if path else type(block).__name__
-        leave = f" Leave it unchanged with keep=({path!r},)." if path else " It is the whole model: put it into a larger one."
+        leave = (
+            f" Leave it unchanged with keep=({path!r},)."
+            if path
+            else " It is the whole model: put it into a larger one."
+        )
         raise ConversionError(f"{where} cannot be rewritten, {refusal}.{leave}") from refusal
     before = f"{type(block).__name__}, {_form(block, found.anatomy)}, {projection or 'identity shortcut'}"
     kept, new, dropped = _keys(block, path, verdict)
@@ -80,7 +84,9 @@ def _verdict(found: Found, projection: Projection | None, recipe: Recipe, survey
         return Verdict(f"{change.kind} at {change.path}", "projection shortcut", (change,))
     parts = same_parts(block, anatomy)
     rebuild = Change("", "PreActivationBlock", lambda old: assemble(old, parts))
-    return Verdict(f"PreActivationBlock, {change.kind} on the raw input", "projection shortcut", (change, rebuild), parts)
+    return Verdict(
+        f"PreActivationBlock, {change.kind} on the raw input", "projection shortcut", (change, rebuild), parts
+    )
 
 
 def _moved(found: Found, projection: Projection | None, skip: str, skip_kept: bool, survey: Survey) -> Verdict:

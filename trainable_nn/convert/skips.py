@@ -92,7 +92,9 @@ def pooled_change(projection: Projection, anatomy: Anatomy, block: nn.Module, no
 
 
 def _covers_once(pool: nn.AvgPool2d) -> bool:
-    size, step, padding = ((v, v) if isinstance(v, int) else tuple(v) for v in (pool.kernel_size, pool.stride, pool.padding))
+    size, step, padding = (
+        (v, v) if isinstance(v, int) else tuple(v) for v in (pool.kernel_size, pool.stride, pool.padding)
+    )
     return size == step and padding == (0, 0) and pool.divisor_override is None
 
 

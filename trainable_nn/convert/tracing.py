@@ -79,7 +79,9 @@ def joins(graph: fx.Graph) -> list[fx.Node]:
     found = []
     for node in graph.nodes:
         if node.op in ("call_function", "call_method") and node.target in ADDITIONS and len(node.args) == 2:
-            tensors = [a for a in node.args if isinstance(a, fx.Node) and not is_size(a) and "placeholder" in _origins(a)]
+            tensors = [
+                a for a in node.args if isinstance(a, fx.Node) and not is_size(a) and "placeholder" in _origins(a)
+            ]
             if len(tensors) == 2:
                 found.append(node)
     return found

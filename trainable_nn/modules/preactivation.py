@@ -44,7 +44,9 @@ class PreActivationBlock(nn.Module):
         known = {name for name, _ in self.named_modules(remove_duplicate=False)}
         unknown = [name for name in self.before + self.branch + self.shortcut if name not in known]
         if unknown:
-            raise ValueError(f"PreActivationBlock: no layer is named {unknown[0]!r}; the names are {sorted(known - {''})}.")
+            raise ValueError(
+                f"PreActivationBlock: no layer is named {unknown[0]!r}; the names are {sorted(known - {''})}."
+            )
 
     def _through(self, names: tuple[str, ...], x: Tensor) -> Tensor:
         for name in names:

@@ -4,6 +4,7 @@ The libraries hold no Python module. Each adds kernels to the schemas of this
 package when it is loaded, so they are loaded after the schemas are defined.
 """
 
+import ctypes
 import json
 import os
 import pathlib
@@ -52,6 +53,19 @@ def load() -> None:
                 f"{reason}. Install again with a C++ compiler, or silence this with {SWITCH}=0.",
                 stacklevel=2,
             )
+
+
+def empty_cache() -> int:
+    """Give the memory that is kept for coming outputs back to the system; returns the number of bytes.
+
+    The compiled CPU kernels keep freed outputs of 256 KiB and more for the next call, up to
+    TRAINABLE_NN_POOL_MIB (1024 by default, 0 for none), as CUDA's caching allocator does.
+    """
+    if "cpu" not in loaded:
+        return 0
+    function = ctypes.CDLL(loaded["cpu"]).tnn_empty_cache
+    function.restype = ctypes.c_uint64
+    return function()
 
 
 def report() -> str:

@@ -38,12 +38,12 @@ class PreActResNet18(nn.Module):
     whole image, which at 32 x 32 pixels is the usual pooling by 4. There is no last normalisation.
 
     Shape:
-        x: (N, in_channels, H, W) -> (N, classes), for H and W divisible by 8.
+        x: (N, in_channels, H, W) -> (N, num_classes), for H and W divisible by 8.
     Source:
         The network of the experiments of Section 6, as in the authors' public code.
     """
 
-    def __init__(self, width: int = 64, in_channels: int = 3, classes: int = 10) -> None:
+    def __init__(self, width: int = 64, in_channels: int = 3, num_classes: int = 10) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"PreActResNet18: width must be at least 1, got {width}.")
@@ -53,7 +53,7 @@ class PreActResNet18(nn.Module):
         self.layer3 = self._stage(2 * width, 4 * width, 2)
         self.layer4 = self._stage(4 * width, 8 * width, 2)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(8 * width, classes)
+        self.linear = nn.Linear(8 * width, num_classes)
 
     @staticmethod
     def _stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

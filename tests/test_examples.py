@@ -1,0 +1,83 @@
+"""The examples run from end to end, as a user would start them."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import trainable_nn as tnn
+
+EXAMPLES = pathlib.Path(__file__).resolve().parents[1] / "examples"
+PACKAGE = str(pathlib.Path(tnn.__file__).resolve().parents[1])  # the very package that this process tests
+
+pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not beside the tests")
+
+
+def run(*command, folder):
+    """Standard output of a command that must succeed."""
+    path = os.pathsep.join(filter(None, (PACKAGE, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_layers_are_swapped_in_an_existing_loop(tmp_path):
+    pytest.importorskip("sklearn")
+    out = run(EXAMPLES / "swap_layers.py", "--epochs", 1, folder=tmp_path)
+    assert "plain layers" in out and "normalised layers" in out
+    assert out.count("test accuracy") == 2 and out.count("operator norm at most") == 4
+
+
+def test_a_converted_model_trains_with_torch_optimizer_and_is_read_back(tmp_path):
+    pytest.importorskip("sklearn"), pytest.importorskip("torch_optimizer")
+    path = tmp_path / "a.safetensors"
+    arguments = ("--epochs", 1, "--width", 2, "--optimizer", "Yogi", "--output", path)
+    out = run(EXAMPLES / "convert_and_train.py", *arguments, folder=tmp_path)
+    trained, again = (line.rsplit(" ", 1)[1] for line in out.splitlines() if "test accuracy" in line)
+    assert trained == again
+    assert tnn.load(path).conversion["recipe"]["name"] == "paper"
+
+
+TINY = ("--arch", "trainable_nn.demo.resnet:PreActResNet18", "--width", 2, "--image-size", 16, "--batch-size", 16,
+        "--workers", 0, "--convert", "paper")  # fmt: skip
+
+
+def torchrun(*arguments, folder, processes=2):
+    launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_addr=127.0.0.1",
+                "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1")  # fmt: skip
+    return run(*launcher, EXAMPLES / "imagenet.py", *TINY, *arguments, folder=folder)
+
+
+def test_imagenet_trains_on_two_processes_and_resumes_as_if_never_stopped(tmp_path):
+    out = torchrun("--synthetic", 48, "--epochs", 2, "--output", "whole", folder=tmp_path)
+    assert "3 of 8 paths change" in out and "epoch 2/2: loss" in out
+    torchrun("--synthetic", 48, "--epochs", 1, "--output", "parts", folder=tmp_path)
+    out = torchrun("--synthetic", 48, "--epochs", 2, "--output", "parts", "--resume", folder=tmp_path)
+    assert "epoch 1/2" not in out and "epoch 2/2" in out
+    whole, parts = (tnn.load(tmp_path / name / "epoch_002.safetensors") for name in ("whole", "parts"))
+    assert whole.tensors.keys() == parts.tensors.keys()
+    for name, value in whole.tensors.items():
+        assert torch.equal(value, parts.tensors[name]), name
+
+
+def write_images(folder, count):
+    image = pytest.importorskip("PIL.Image")
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            image.new("RGB", (40, 30), (200 * label, 10 * index, 90)).save(folder / name / f"{index}.JPEG")
+    (folder / "cat" / "notes.txt").write_text("no image")
+
+
+def test_imagenet_reads_a_folder_of_images_in_one_process(tmp_path):
+    write_images(tmp_path / "data" / "train", 8)
+    write_images(tmp_path / "data" / "val", 2)
+    out = run(EXAMPLES / "imagenet.py", tmp_path / "data", *TINY, "--epochs", 1, "--output", "run", folder=tmp_path)
+    assert "epoch 1/1: loss" in out
+    assert tnn.load(tmp_path / "run" / "epoch_001.safetensors").tensors["linear.weight"].shape == (2, 16)

@@ -36,7 +36,9 @@ def projection(state: State, key: str, x: Tensor, s: int, add_pooled: bool = Tru
     return learned + pooled(x, weight.shape[0], s) if add_pooled else learned
 
 
-def basic_block(state: State, key: str, x: Tensor, s: int, *, names: Mapping[str, str], add_pooled: bool = True) -> Tensor:
+def basic_block(
+    state: State, key: str, x: Tensor, s: int, *, names: Mapping[str, str], add_pooled: bool = True
+) -> Tensor:
     """out = relu(norm(x)); shortcut = projection(out) or x; conv(relu(norm(conv(out)))) + shortcut."""
     u = torch.clamp(norm(state, f"{key}.{names['front']}", x), min=0)
     shortcut = x
@@ -47,7 +49,9 @@ def basic_block(state: State, key: str, x: Tensor, s: int, *, names: Mapping[str
     return F.conv2d(out, state[f"{key}.conv2.weight"], padding=1) + shortcut
 
 
-def bottleneck(state: State, key: str, x: Tensor, s: int, *, names: Mapping[str, str], add_pooled: bool = True) -> Tensor:
+def bottleneck(
+    state: State, key: str, x: Tensor, s: int, *, names: Mapping[str, str], add_pooled: bool = True
+) -> Tensor:
     """The same with three convolutions, the stride on the middle one."""
     u = torch.clamp(norm(state, f"{key}.{names['front']}", x), min=0)
     shortcut = x

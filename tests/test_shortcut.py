@@ -78,7 +78,9 @@ def test_the_pooled_path_goes_around_a_norm_in_the_shortcut():
     assert set(shortcut.state_dict()) == set(nn.Sequential(*layers).state_dict())
 
 
-@pytest.mark.parametrize("make", [PooledConv2d, lambda c, d, k: PooledSequential(in_channels=c, out_channels=d, stride=k)])
+@pytest.mark.parametrize(
+    "make", [PooledConv2d, lambda c, d, k: PooledSequential(in_channels=c, out_channels=d, stride=k)]
+)
 def test_fewer_channels_out_than_in_are_refused(make):
     with pytest.raises(ValueError, match=r"never drops them, got 4 channels in and 3 out"):
         make(4, 3, 1)

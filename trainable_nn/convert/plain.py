@@ -115,9 +115,11 @@ def plain_preactivation(block: PreActivationBlock) -> fx.GraphModule:
     """A graph of the block's own layers."""
     graph = fx.Graph()
     x = graph.placeholder("x")
-    u = _through(graph, block.before, x)
-    skip = _through(graph, block.shortcut, x if block.shortcut_reads_input else u) if block.shortcut else x
-    graph.output(graph.call_function(torch.add, (_through(graph, block.branch, u), skip)))
+    names = block.layer_names
+    u = _through(graph, names["before"], x)
+    reads_x = block.shortcut_reads_input or not names["shortcut"]
+    skip = _through(graph, names["shortcut"], x if reads_x else u)
+    graph.output(graph.call_function(torch.add, (_through(graph, names["branch"], u), skip)))
     return _graph_module(block, block, graph)
 
 

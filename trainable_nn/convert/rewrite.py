@@ -93,7 +93,7 @@ def _moved(found: Found, projection: Projection | None, skip: str, skip_kept: bo
     block, anatomy = found.block, found.anatomy
     if anatomy.branch is not None and (anatomy.before or not anatomy.raw):
         raise Refused("something stands between its input and its skip")
-    parts = moved_parts(block, anatomy, reads_input=skip == "orthogonal", norms_stay=skip_kept)
+    parts = moved_parts(block, anatomy, reads_input=projection is None or skip == "orthogonal", norms_stay=skip_kept)
     fresh_norm(block.get_submodule(parts.template), parts.channels, "meta")
     for gone in parts.removed:
         if survey.is_kept(f"{found.paths[0]}.{gone}".lstrip(".")):

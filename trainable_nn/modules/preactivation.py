@@ -10,8 +10,8 @@ class PreActivationBlock(nn.Module):
 
     ``before`` is the normalisation and the activation in front; the shortcut is x itself where no layer is
     named for it, and reads x in place of u where ``shortcut_reads_input`` says so. A block stores its layers
-    under the names that it is given, so that weights which came from another block keep their keys. A name
-    may stand twice: the layer is then applied twice.
+    under the names that it is given, so that weights which came from another block keep their keys; the order
+    is in ``layer_names``. A name may stand twice: the layer is then applied twice.
 
     Shape:
         x: whatever the first layer takes -> what the last layer of the branch gives; the shortcut must agree.
@@ -32,34 +32,35 @@ class PreActivationBlock(nn.Module):
         shortcut_reads_input: bool = False,
     ) -> None:
         super().__init__()
+        self.layer_names = {"before": tuple(before), "branch": tuple(branch), "shortcut": tuple(shortcut)}
+        self.shortcut_reads_input = shortcut_reads_input
         for name, layer in layers.items():
             self.add_module(name, layer)
-        self.before, self.branch, self.shortcut = tuple(before), tuple(branch), tuple(shortcut)
-        self.shortcut_reads_input = shortcut_reads_input
         self._check()
 
     def _check(self) -> None:
-        if not self.branch:
+        if not self.layer_names["branch"]:
             raise ValueError("PreActivationBlock: the branch names no layer; a block needs at least one.")
         known = {name for name, _ in self.named_modules(remove_duplicate=False)}
-        unknown = [name for name in self.before + self.branch + self.shortcut if name not in known]
+        unknown = [name for names in self.layer_names.values() for name in names if name not in known]
         if unknown:
             raise ValueError(
                 f"PreActivationBlock: no layer is named {unknown[0]!r}; the names are {sorted(known - {''})}."
             )
 
-    def _through(self, names: tuple[str, ...], x: Tensor) -> Tensor:
-        for name in names:
+    def _through(self, part: str, x: Tensor) -> Tensor:
+        for name in self.layer_names[part]:
             x = self.get_submodule(name)(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        u = self._through(self.before, x)
-        skip = self._through(self.shortcut, x if self.shortcut_reads_input else u) if self.shortcut else x
-        return self._through(self.branch, u) + skip
+        u = self._through("before", x)
+        reads_x = self.shortcut_reads_input or not self.layer_names["shortcut"]
+        skip = self._through("shortcut", x if reads_x else u)
+        return self._through("branch", u) + skip
 
     def extra_repr(self) -> str:
-        source = "x" if self.shortcut_reads_input else "u"
-        skip = " -> ".join((source,) + self.shortcut) if self.shortcut else "x"
-        before, branch = " -> ".join(("x",) + self.before), " -> ".join(("u",) + self.branch)
-        return f"u = {before}; branch = {branch}; shortcut = {skip}"
+        reads_x = self.shortcut_reads_input or not self.layer_names["shortcut"]
+        starts = {"before": "x", "branch": "u", "shortcut": "x" if reads_x else "u"}
+        paths = {part: " -> ".join((starts[part], *names)) for part, names in self.layer_names.items()}
+        return f"u = {paths['before']}; branch = {paths['branch']}; shortcut = {paths['shortcut']}"

@@ -198,7 +198,7 @@ RULES: dict[type, Rule] = {
     nn.Mish: Slope(MISH_SLOPE),
     nn.SELU: Slope(SELU_SLOPE),
     nn.Sigmoid: Slope(0.25),
-    nn.Hardsigmoid: Slope(up(1.0 / 6.0)),
+    nn.Hardsigmoid: Slope(1.0 / 6.0 * (1.0 + 2.0**-23)),  # torch's constant is 1 / 6 in float32, also for float64
     nn.Hardswish: Slope(1.5),
     nn.Softplus: _softplus,
 }

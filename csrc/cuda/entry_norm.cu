@@ -53,7 +53,7 @@ template <int N, class Map> __global__ void map_kernel(Map map, int64_t n) {
 
 constexpr int kThreads = 256, kMaxBlocks = 132 * 16;
 
-template <class S, Derivative D> int launch(const Call& c, cudaStream_t stream) {
+template <class S, Derivative D> int launch_entries(const Call& c, cudaStream_t stream) {
   constexpr int N = 16 / sizeof(S);
   const bool wide = all_aligned16(c);
   const int64_t items = c.numel / (wide ? N : 1), blocks = (items + kThreads - 1) / kThreads;
@@ -69,9 +69,9 @@ int entry_norm_cuda(const Call& c, void* stream) {
   return for_dtype(c.dtype, [&](auto s) {
     using S = decltype(s);
     const cudaStream_t st = (cudaStream_t)stream;
-    return c.derivative == kValue   ? launch<S, kValue>(c, st)
-           : c.derivative == kFirst ? launch<S, kFirst>(c, st)
-                                    : launch<S, kSecond>(c, st);
+    return c.derivative == kValue   ? launch_entries<S, kValue>(c, st)
+           : c.derivative == kFirst ? launch_entries<S, kFirst>(c, st)
+                                    : launch_entries<S, kSecond>(c, st);
   });
 }
 

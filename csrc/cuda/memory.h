@@ -37,7 +37,7 @@ template <class S, int N> struct alignas(sizeof(S) * N) Pack {
   S entry[N];
 };
 
-// One load instruction of 16 bytes where N entries are that long.
+// One instruction of 16 bytes where N entries are that long.
 template <int N, class S> TNN_INLINE Pack<S, N> load(const S* p) {
 #ifdef __CUDA_ARCH__
   if constexpr (sizeof(S) * N == 16) {
@@ -49,6 +49,12 @@ template <int N, class S> TNN_INLINE Pack<S, N> load(const S* p) {
   return *reinterpret_cast<const Pack<S, N>*>(p);
 }
 template <int N, class S> TNN_INLINE void store(S* p, const Pack<S, N>& pack) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(S) * N == 16) {
+    *reinterpret_cast<int4*>(p) = *reinterpret_cast<const int4*>(&pack);
+    return;
+  }
+#endif
   *reinterpret_cast<Pack<S, N>*>(p) = pack;
 }
 

@@ -105,7 +105,7 @@ template <int N, Derivative D, class Map> __global__ void row_kernel(Map map) {
   }
 }
 
-template <class S, Derivative D> int launch(const Call& c, cudaStream_t stream) {
+template <class S, Derivative D> int launch_rows(const Call& c, cudaStream_t stream) {
   constexpr int N = 16 / sizeof(S);
   const bool wide = all_aligned16(c) && c.rows.inner % N == 0;
   const int64_t packs = c.rows.outer * c.rows.inner / (wide ? N : 1);
@@ -123,9 +123,9 @@ int weight_norm_cuda(const Call& c, void* stream) {
   return for_dtype(c.dtype, [&](auto s) {
     using S = decltype(s);
     const cudaStream_t st = (cudaStream_t)stream;
-    return c.derivative == kValue   ? launch<S, kValue>(c, st)
-           : c.derivative == kFirst ? launch<S, kFirst>(c, st)
-                                    : launch<S, kSecond>(c, st);
+    return c.derivative == kValue   ? launch_rows<S, kValue>(c, st)
+           : c.derivative == kFirst ? launch_rows<S, kFirst>(c, st)
+                                    : launch_rows<S, kSecond>(c, st);
   });
 }
 

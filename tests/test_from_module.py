@@ -137,7 +137,10 @@ class TestParametrizations:
 
     def test_the_constants_reach_the_map_and_the_repr(self):
         w = torch.randn(3, 4, dtype=F64)
-        entry, row = tnn.parametrizations.EntryNorm(0.5, gain=2.0, leak=0.1), tnn.parametrizations.WeightNorm(0.5, dim=1)
+        entry, row = (
+            tnn.parametrizations.EntryNorm(0.5, gain=2.0, leak=0.1),
+            tnn.parametrizations.WeightNorm(0.5, dim=1),
+        )
         torch.testing.assert_close(entry(w), tnn.functional.entry_norm(w, 0.5, gain=2.0, leak=0.1))
         torch.testing.assert_close(row(w), tnn.functional.weight_norm(w, 0.5, 1))
         assert repr(entry) == "EntryNorm(eps=0.5, gain=2, leak=0.1, nearest=False)"

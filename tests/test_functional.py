@@ -76,7 +76,19 @@ def test_nan_stays_nan_and_infinity_has_its_limit():
     assert functional.gelu1(z)[1:].tolist() == pytest.approx([math.inf, 0.0])
 
 
-SKIPS = [(4, 8, 2), (3, 7, 2), (5, 20, 3), (2, 9, 3), (6, 4, 2), (5, 2, 2), (1, 7, 2), (3, 8, 1), (4, 4, 4), (3, 3, 5), (2, 21, 3)]
+SKIPS = [
+    (4, 8, 2),
+    (3, 7, 2),
+    (5, 20, 3),
+    (2, 9, 3),
+    (6, 4, 2),
+    (5, 2, 2),
+    (1, 7, 2),
+    (3, 8, 1),
+    (4, 4, 4),
+    (3, 3, 5),
+    (2, 21, 3),
+]
 
 
 @pytest.mark.parametrize("c, wide, s", SKIPS)
@@ -163,9 +175,7 @@ def test_a_weight_of_no_convolution_and_an_unknown_mode_are_refused():
 
 @seed(1)
 @settings(max_examples=80, deadline=None)
-@given(
-    st.floats(-0.999, 0.999), st.floats(1e-3, 1e3), st.floats(1e-6, 1e6), st.sampled_from([0.0, 1e-6, 0.1, 10.0])
-)
+@given(st.floats(-0.999, 0.999), st.floats(1e-3, 1e3), st.floats(1e-6, 1e6), st.sampled_from([0.0, 1e-6, 0.1, 10.0]))
 def test_the_inverse_of_entry_norm_is_its_inverse(fraction, gain, eps, leak):
     p = torch.tensor([fraction * gain, 0.0], dtype=F64)
     w = functional.entry_norm_inverse(p, eps, gain=gain, leak=leak)

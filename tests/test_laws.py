@@ -174,7 +174,10 @@ def forward_mode_agrees_with_reverse_mode(case: Case) -> None:
 
 def second_derivatives_agree_with_differences(case: Case) -> None:
     module, names = built(case), list(parameters(built(case)))
-    inputs = [samples(case, count=1).requires_grad_(), *(p.clone().requires_grad_() for p in parameters(module).values())]
+    inputs = [
+        samples(case, count=1).requires_grad_(),
+        *(p.clone().requires_grad_() for p in parameters(module).values()),
+    ]
     f = lambda x, *p: functional_call(module, dict(zip(names, p)), (x,))  # noqa: E731
     assert torch.autograd.gradcheck(f, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
@@ -218,9 +221,7 @@ LAWS = {
     "zero weights give finite values and slopes": zero_weights_give_finite_values_and_slopes,
     "repr says the constants": repr_says_the_constants,
 }
-TABLE = [
-    (case, law) for law in LAWS for case in (IMAGES if law == "channels last is kept" else CASES)
-]
+TABLE = [(case, law) for law in LAWS for case in (IMAGES if law == "channels last is kept" else CASES)]
 
 
 @pytest.mark.parametrize("case, law", TABLE, ids=lambda name: name)

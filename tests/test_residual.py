@@ -25,7 +25,11 @@ def branch_of(kind: str) -> tuple[nn.Module, nn.Module | None, tuple[int, ...]]:
     if kind == "one layer":
         return tnn.WeightNormLinear(5, 5), None, (5,)
     if kind == "downsampling":
-        convs = (tnn.WeightNormConv2d(2, 4, 3, stride=2, padding=1), tnn.Tanh(), tnn.EntryNormConv2d(4, 4, 2, padding="same"))
+        convs = (
+            tnn.WeightNormConv2d(2, 4, 3, stride=2, padding=1),
+            tnn.Tanh(),
+            tnn.EntryNormConv2d(4, 4, 2, padding="same"),
+        )
         return nn.Sequential(*convs), tnn.OrthogonalDownsample2d(2, 4), (2, 6, 4)
     if kind == "pooled":
         layers = (tnn.WeightNormConv1d(2, 3, 3, padding=1), nn.LeakyReLU(2.0), nn.AvgPool1d(3, 1, 1), nn.Mish())
@@ -95,16 +99,23 @@ def test_a_branch_that_is_short_already_is_not_scaled():
 
 
 REFUSED = {
-    "branch.1.0": (nn.Sequential(nn.ReLU(), nn.Sequential(nn.Conv2d(3, 3, 3))), "Use EntryNormConv2d or WeightNormConv2d"),
+    "branch.1.0": (
+        nn.Sequential(nn.ReLU(), nn.Sequential(nn.Conv2d(3, 3, 3))),
+        "Use EntryNormConv2d or WeightNormConv2d",
+    ),
     "branch": (nn.Linear(3, 3), "Use EntryNormLinear or WeightNormLinear instead"),
     "branch.0": (nn.Sequential(nn.BatchNorm2d(3)), "normalised layers do without"),
-    "branch.2": (nn.Sequential(nn.Tanh(), nn.Tanh(), tnn.EntryNormLinear(3, 3, leak=0.1)), "leak=0.1 its weight is unb"),
+    "branch.2": (
+        nn.Sequential(nn.Tanh(), nn.Tanh(), tnn.EntryNormLinear(3, 3, leak=0.1)),
+        "leak=0.1 its weight is unb",
+    ),
     "branch.0.branch.1": (
         nn.Sequential(tnn.SpectrallyBoundedResidual(nn.Sequential(nn.ReLU(), nn.ReLU()))),
         "Use EntryNormLinear",
     ),
     "branch.0.skip": (nn.Sequential(tnn.SpectrallyBoundedResidual(nn.ReLU(), nn.Linear(3, 3))), "Use EntryNormLinear"),
     "branch.1": (nn.Sequential(nn.ReLU(), nn.Softplus(threshold=2)), "use Softplus0"),
+    "branch.3": (nn.Sequential(*[nn.ZeroPad1d(1)] * 3, nn.CELU(-1.0)), "has no finite bound"),
 }
 REFUSED["branch.0.branch.1"][0][0].branch[1] = nn.Linear(3, 3)
 
@@ -146,10 +157,16 @@ def test_a_bound_that_leaves_no_margin_is_refused(bound):
 
 
 def test_a_branch_that_overwrites_the_input_is_refused():
-    for branch in (nn.ReLU(inplace=True), nn.Sequential(nn.Identity(), nn.ELU(inplace=True), tnn.WeightNormLinear(2, 2))):
+    for branch in (
+        nn.ReLU(inplace=True),
+        nn.Sequential(nn.Identity(), nn.ELU(inplace=True), tnn.WeightNormLinear(2, 2)),
+    ):
         with pytest.raises(ValueError, match="works in place on the block's input"):
             tnn.SpectrallyBoundedResidual(branch)
-    tnn.SpectrallyBoundedResidual(nn.Sequential(tnn.WeightNormLinear(2, 2), nn.ReLU(inplace=True)))
+    with pytest.raises(ValueError, match="^skip: ReLU works in place"):
+        tnn.SpectrallyBoundedResidual(nn.Tanh(), nn.ReLU(inplace=True))
+    later = nn.Sequential(tnn.WeightNormLinear(2, 2), nn.ReLU(inplace=True))
+    assert tnn.SpectrallyBoundedResidual(later)(torch.ones(1, 2)).shape == (1, 2)
 
 
 def test_outputs_of_two_shapes_are_refused_and_not_broadcast():

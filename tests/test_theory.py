@@ -36,7 +36,11 @@ TRUTH = {
     "gelu_tanh": (gelu_tanh, mp.mpf("1.4185040087908283555480335"), 0),
     "gelu1": (lambda z: mp.mpf(GELU_TO_SLOPE_1) * z * mp.ncdf(z), ROOT2, 0),
     "silu": (lambda z: z * sigmoid(z), mp.findroot(lambda z: z * mp.tanh(z / 2) - 2, 2.4), 0),
-    "silu1": (lambda z: mp.mpf(SILU_TO_SLOPE_1) * z * sigmoid(z), mp.findroot(lambda z: z * mp.tanh(z / 2) - 2, 2.4), 0),
+    "silu1": (
+        lambda z: mp.mpf(SILU_TO_SLOPE_1) * z * sigmoid(z),
+        mp.findroot(lambda z: z * mp.tanh(z / 2) - 2, 2.4),
+        0,
+    ),
     "mish": (
         lambda z: z * mp.tanh(mp.log1p(mp.exp(z))),
         mp.mpf("1.4905711794854284592944189"),

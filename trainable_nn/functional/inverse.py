@@ -101,7 +101,9 @@ def _check_finite(where: str, p: Tensor) -> None:
     if p.is_meta:
         raise ConversionError(f"{where}: the weight is on the meta device, and its values are needed. Load them first.")
     if not bool(torch.isfinite(p).all()):
-        raise ConversionError(f"{where}: the weight has entries that are NaN or infinite. Load weights that are finite.")
+        raise ConversionError(
+            f"{where}: the weight has entries that are NaN or infinite. Load weights that are finite."
+        )
 
 
 def _check_range(where: str, what: str, size: Tensor, gain: float) -> None:

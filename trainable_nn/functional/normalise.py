@@ -55,7 +55,9 @@ def weight_norm(w: Tensor, eps: float = 1.0, dim: int | None = 0, *, gain: float
     if dim is None:
         return ops.weight_norm(w.unsqueeze(0), eps, gain).squeeze(0)
     if not -w.dim() <= dim < w.dim():
-        raise IndexError(f"weight_norm: w has no dimension {dim}, its shape is {tuple(w.shape)}; use dim=None for one norm.")
+        raise IndexError(
+            f"weight_norm: w has no dimension {dim}, its shape is {tuple(w.shape)}; use dim=None for one norm."
+        )
     if dim in (0, -w.dim()):
         return ops.weight_norm(w, eps, gain)
     return ops.weight_norm(w.movedim(dim, 0), eps, gain).movedim(0, dim)

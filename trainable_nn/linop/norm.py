@@ -39,7 +39,9 @@ def matrix_norm_at_most(matrix: Tensor, *, rtol: float = 1e-3) -> float:
         TypeError: the entries are no real floats.
     """
     if not matrix.is_floating_point():
-        raise TypeError(f"matrix_norm_at_most: the entries must be real floats, got {matrix.dtype}. Convert them first.")
+        raise TypeError(
+            f"matrix_norm_at_most: the entries must be real floats, got {matrix.dtype}. Convert them first."
+        )
     if matrix.dim() < 2:
         raise ValueError(f"matrix_norm_at_most: a matrix is needed, got shape {tuple(matrix.shape)}. Add an axis of 1.")
     h = matrix.detach().to("cpu", torch.float64).flatten(1)

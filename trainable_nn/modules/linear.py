@@ -39,9 +39,7 @@ class EntryNormLinear(EntryNormalised, nn.Linear):
         self._set_constants(eps=eps, gain=gain, leak=leak)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.entry_norm_linear(
-            x, self.weight, self.bias, eps=self.eps, gain=self.gain, leak=self.leak
-        )
+        return functional.entry_norm_linear(x, self.weight, self.bias, eps=self.eps, gain=self.gain, leak=self.leak)
 
 
 class WeightNormLinear(WeightNormalised, nn.Linear):

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import UnboundedError
 from ..theory.nonlinearities import GELU_SLOPE, GELU_TANH_SLOPE, MISH_SLOPE, SELU_SLOPE, SILU_SLOPE
-from ..theory.rounding import product_up, root_up, up
+from ..theory.rounding import product_up, quotient_up, root_up, up
 from . import activation as smooth
 from .conv import (
     EntryNormConv1d,
@@ -110,6 +110,11 @@ def _elu(module, reading, rules) -> float:
     return max(1.0, abs(module.alpha))
 
 
+def _celu(module, reading, rules) -> float:
+    """e^(z / alpha) on the left of 0: at most 1, and without bound where alpha is negative."""
+    return 1.0 if module.alpha > 0 else math.inf
+
+
 def _gelu(module, reading, rules) -> float:
     return GELU_TANH_SLOPE if module.approximate == "tanh" else GELU_SLOPE
 
@@ -134,11 +139,11 @@ def _average_pool(module, reading, rules) -> float:
     axes = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(module)]
     kernel, stride, padding = (_tuple(v, axes) for v in (module.kernel_size, module.stride, module.padding))
     uses = math.prod(-(-k // s) for k, s in zip(kernel, stride))
+    taps = math.prod(kernel)
     override = getattr(module, "divisor_override", None)
-    if override:
-        return up(root_up(uses * math.prod(kernel)) / abs(override))
-    fixed = not module.ceil_mode and (module.count_include_pad or not any(padding))
-    return up(math.sqrt(uses / math.prod(kernel)), 2) if fixed and uses < math.prod(kernel) else root_up(uses)
+    if override or (not module.ceil_mode and (module.count_include_pad or not any(padding))):
+        return quotient_up(root_up(uses * taps), abs(override or taps))
+    return root_up(uses)
 
 
 def _max_pool(module, reading, rules) -> float:
@@ -161,7 +166,7 @@ def _why_infinite(module: nn.Module) -> str:
         return f"With leak={module.leak:g} its weight is unbounded; use leak=0."
     if isinstance(module, nn.Softplus):
         return "Below a threshold of 20 torch's softplus jumps; use Softplus0."
-    return "Make its weights finite."
+    return "Make its constants and weights such that it has one."
 
 
 INSTEAD = {
@@ -178,13 +183,14 @@ INSTEAD = {
 }
 
 ISOMETRIES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
-SLOPE_ONE = (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.Hardtanh, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.CELU)
+PADDINGS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+SLOPE_ONE = (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.Hardtanh, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink)
 OURS = (EntryNormLinear, EntryNormConv1d, EntryNormConv2d, EntryNormConv3d)
 OURS += (WeightNormLinear, WeightNormConv1d, WeightNormConv2d, WeightNormConv3d)
 
 RULES: dict[type, Rule] = {
     nn.Sequential: _sequential,
-    **{module: Slope(1.0) for module in (*ISOMETRIES, *SLOPE_ONE)},
+    **{module: Slope(1.0) for module in (*ISOMETRIES, *PADDINGS, *SLOPE_ONE)},
     **{module: _normalised for module in OURS},
     **{module: _stated for module in smooth.Activation.__subclasses__() if module.__module__ == smooth.__name__},
     **{module: _dropout for module in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)},
@@ -193,6 +199,7 @@ RULES: dict[type, Rule] = {
     OrthogonalDownsample2d: _orthogonal,
     nn.LeakyReLU: _leaky_relu,
     nn.ELU: _elu,
+    nn.CELU: _celu,
     nn.GELU: _gelu,
     nn.SiLU: Slope(SILU_SLOPE),
     nn.Mish: Slope(MISH_SLOPE),

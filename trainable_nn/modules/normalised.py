@@ -1,4 +1,4 @@
-"""What every layer with a normalised weight can say of itself: the weight that acts, and bounds of its operator norm."""
+"""What a layer with a normalised weight can say of itself: the weight that acts, bounds of its operator norm."""
 
 import math
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ class SpectrallyBoundedResidual(nn.Module):
         x: what branch and skip take; their outputs must have one shape.
     Raises:
         UnboundedError: a part of the branch has no bound for all weights; the message gives its path.
-        ValueError: bound is not between 0 and 1, or the branch overwrites its input; or, in forward, the two
+        ValueError: bound is not between 0 and 1, or branch or skip overwrites its input; or, in forward, the two
         outputs differ in shape.
     Source:
         Paper A, Lemma A.8; the uniform margin 1 - bound is THEORY_PAPERS II.1.7, item 4.
@@ -39,7 +39,8 @@ class SpectrallyBoundedResidual(nn.Module):
     ) -> None:
         if not 0.0 < bound < 1.0:
             raise ValueError(f"SpectrallyBoundedResidual: bound must be above 0 and below 1, got {bound}.")
-        _check_input_is_kept(branch)
+        for path, module in (("branch", branch), ("skip", skip)):
+            _check_input_is_kept(path, module)
         super().__init__()
         self.branch, self.skip = branch, skip
         self.bound, self.rules = float(bound), rules
@@ -102,14 +103,14 @@ BRANCH_RULES: dict[type, Rule] = {**RULES, SpectrallyBoundedResidual: residual_r
 PASSED_ON = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
-def _check_input_is_kept(branch: nn.Module) -> None:
-    """Refuse a branch that starts in place: it would write into x, which the skip still needs."""
-    for path, leaf in branch.named_modules(prefix="branch"):
+def _check_input_is_kept(prefix: str, module: nn.Module | None) -> None:
+    """Refuse a side that starts in place: it would write into x, which the other side still needs."""
+    for path, leaf in [] if module is None else module.named_modules(prefix=prefix):
         if isinstance(leaf, nn.Sequential):
             continue
         if getattr(leaf, "inplace", False):
             raise ValueError(
-                f"{path}: {type(leaf).__name__} works in place on the block's input, which the skip still needs. "
+                f"{path}: {type(leaf).__name__} works in place on the block's input, which both sides need. "
                 f"Use inplace=False."
             )
         if type(leaf) not in PASSED_ON:

@@ -47,9 +47,7 @@ NONLINEARITIES = {
     "tanh": Nonlinearity("tanh z", 1.0, TANH_CURVATURE),
     "sigmoid": Nonlinearity("1 / (1 + e^-z)", 0.25, SIGMOID_CURVATURE, 0.5),
     "gelu": Nonlinearity("z Phi(z)", GELU_SLOPE, GELU_CURVATURE),
-    "gelu_tanh": Nonlinearity(
-        "z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2", GELU_TANH_SLOPE, GELU_CURVATURE
-    ),
+    "gelu_tanh": Nonlinearity("z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2", GELU_TANH_SLOPE, GELU_CURVATURE),
     "gelu1": Nonlinearity("z Phi(z) / 1.12890...", 1.0, up(GELU_CURVATURE * GELU_TO_SLOPE_1)),
     "silu": Nonlinearity("z / (1 + e^-z)", SILU_SLOPE, 0.5),
     "silu1": Nonlinearity("z / (1 + e^-z) / 1.09984...", 1.0, 0.5 * SILU_TO_SLOPE_1),

@@ -15,7 +15,6 @@ import numpy as np
 from .nonlinearities import C3
 from .rounding import down, root_up, up
 
-
 ENTRY_ROUNDINGS = 12  # rounded operations between w and P(w), constants included, the sum of squares apart
 
 
@@ -39,7 +38,8 @@ class EntryNormConstants:
     @property
     def slope_supremum(self) -> float:
         """sup ||DP||_2 = gain eps^(-1/2) + leak, at w = 0."""
-        return up(up(self.gain / math.sqrt(self.eps), 2) + self.leak) if self.leak else up(self.gain / math.sqrt(self.eps), 2)
+        slope = up(self.gain / math.sqrt(self.eps), 2)
+        return up(slope + self.leak) if self.leak else slope
 
     def slope_at_least(self, w: np.ndarray) -> float:
         """sigma(DP(w)) = min over entries of gain eps (eps + w^2)^(-3/2) + leak; the largest entry has it."""
@@ -98,7 +98,7 @@ class WeightNormConstants:
         return up(self.gain * C3 / self.eps, 2)
 
     def rounding_allowance(self, columns: int, roundoff: float) -> float:
-        """A bound of the relative error of each computed entry: a sum of n squares, in any order, errs by n roundings."""
+        """A bound of the relative error of each computed entry; n squares, summed in any order, err by n roundings."""
         return (columns + ENTRY_ROUNDINGS) * roundoff
 
     def norm_allowance(self, rows: int, columns: int, roundoff: float) -> float:

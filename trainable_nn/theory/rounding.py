@@ -36,3 +36,8 @@ def product_up(factors: Iterable[float]) -> float:
 def root_up(n: int) -> float:
     """An upper bound of the square root of an integer, exact for squares."""
     return float(math.isqrt(n)) if math.isqrt(n) ** 2 == n else up(math.sqrt(n))
+
+
+def quotient_up(a: float, b: float) -> float:
+    """An upper bound of a / b for a >= 0, b > 0; the quotient itself where b is a power of two."""
+    return a / b if math.frexp(b)[0] == 0.5 else up(a / b)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pathlib
 import time
 from dataclasses import asdict, dataclass, fields
@@ -89,6 +88,7 @@ def run(settings: Settings, *, as_json: bool) -> int:
     plotting.new_figure(1, 1)  # a missing matplotlib is said now, not after the training
     data = _images(settings)
     models = _models(settings, data)
+    choice.build(models["original"].parameters())  # and so are its wrong options
     plan = models["converted"].conversion_report
     _make_folder(settings.output)
     if not as_json:

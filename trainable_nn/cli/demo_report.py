@@ -46,7 +46,7 @@ def _epoch_table(outcome: Outcome):
     names = list(outcome.runs)
     columns = ["epoch", *(f"{name} loss" for name in names), *(f"{name} test" for name in names)]
     rows = []
-    for index in range(outcome.settings.epochs):
+    for index in range(len(outcome.runs[names[0]].epochs)):
         epochs = [outcome.runs[name].epochs[index] for name in names]
         losses = [number(epoch.train_loss) for epoch in epochs]
         rows.append((str(index + 1), *losses, *(_percent(epoch.test_accuracy) for epoch in epochs)))

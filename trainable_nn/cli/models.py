@@ -6,8 +6,8 @@ import ast
 import importlib
 import importlib.util
 import pathlib
-import pickle
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,16 +67,19 @@ def _opened(path: pathlib.Path):
 
 
 def _read_torch_file(path: pathlib.Path) -> Any:
+    with _opened(path) as file:
+        head = file.read(2)
+    if head[:1] != b"\x80" and head != b"PK":  # the starts of a pickle and of a zip archive
+        raise CheckpointError(f"{path}: is neither safetensors nor a file of torch.save. Name a file with weights.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it asks to file an issue about files that are not its own
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive fails in many ways
         raise CheckpointError(
-            f"{path}: holds more than tensors, and reading it could run code, so it was not read. "
+            f"{path}: holds more than tensors, or is damaged; reading it further could run code, so it was left. "
             f"Save model.state_dict() alone."
         ) from error
-    except Exception as error:  # a damaged archive fails in many ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: is neither safetensors nor a file of torch.save ({reason}).") from error
 
 
 def _state_dict(path: pathlib.Path, found: Any) -> dict[str, Tensor]:

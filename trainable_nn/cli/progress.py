@@ -21,7 +21,7 @@ class Watch:
         self.bars = Progress(*columns, console=self.console, disable=not self.live, transient=True)
         self.tasks = {name: self.bars.add_task(name, total=steps, loss="") for name in names}
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watch:  # noqa: PYI034, Self is typing's from 3.11 on
         self.bars.start()
         return self
 

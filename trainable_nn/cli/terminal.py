@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-
 WIDTH = 110  # of a file or a pipe, which has none of its own
 
 

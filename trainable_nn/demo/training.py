@@ -47,7 +47,10 @@ def train_side_by_side(
     on_step: Callable[[str, Run], None] = lambda name, run: None,
     on_epoch: Callable[[Mapping[str, Run]], None] = lambda runs: None,
 ) -> dict[str, Run]:
-    """Train every model on cross-entropy with the batches of one seeded shuffle; a model that diverges stops."""
+    """Train every model on cross-entropy with the batches of one seeded shuffle; a model that diverges stops.
+
+    Each run has one entry an epoch, up to the epoch in which the last model diverged.
+    """
     optimizers = {name: choice.build(model.parameters()) for name, model in models.items()}
     runs = {name: Run(learning_rate(optimizer)) for name, optimizer in optimizers.items()}
     shuffle = torch.Generator().manual_seed(seed)
@@ -63,6 +66,8 @@ def train_side_by_side(
             accuracy = math.nan if runs[name].diverged_at else accuracy_on(model, *test)
             runs[name].epochs.append(Epoch(sums[name] / len(train[1]), accuracy))
         on_epoch(runs)
+        if all(run.diverged_at for run in runs.values()):
+            break
     return runs
 
 

@@ -145,6 +145,14 @@ class TestBounds:
         true = oracles.norm_of(layer.effective_weight())
         assert true <= layer.operator_norm_bound() <= 1.002 * true
 
+    @pytest.mark.parametrize("cls", [tnn.EntryNormLinear, tnn.WeightNormLinear])
+    @pytest.mark.parametrize("dtype", [torch.float32, F64])
+    def test_the_bound_covers_the_exact_weight_too(self, cls, dtype):
+        for scale in (1e-3, 0.1, 1.0, 10.0, 1e6):
+            layer = make(cls, dtype=dtype, eps=0.7, gain=1.3)
+            layer.weight.data.mul_(scale)
+            assert oracles.norm_of(formula(layer)) <= layer.operator_norm_bound()
+
     @layers
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
     def test_the_supremum_covers_the_rounding_of_saturated_weights_in_every_dtype(self, layer, dtype):

@@ -31,8 +31,8 @@ class Normalised:
     def operator_norm_bound(self, input_shape: Sequence[int] | None = None) -> float:
         """A proved upper bound of ||x -> W x|| for the weight that acts now, W = ``effective_weight()``.
 
-        It holds for W as the operator computes it in the layer's dtype, and for any computation of P(w) in
-        float32 (float64 for float64 weights) or wider; never above ``operator_norm_supremum``. A convolution's
+        It holds for W as the operator computes it in the layer's dtype and, for float32 and float64 weights, for the
+        exact P(w) and every order of its arithmetic. It is never above ``operator_norm_supremum``. A convolution's
         kernel counts as a matrix, times how often one pixel is used: sound, and loose by up to that factor.
 
         Shape:

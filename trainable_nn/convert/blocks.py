@@ -90,10 +90,19 @@ def _parse(block: nn.Module, graph: fx.Graph) -> Anatomy | None:
             raise NotABlock(f"it calls {call.path}, which is its shortcut, more than once")
     before, start = _walk(source, None)
     branch, foot = _walk(branch_end, source)
-    obstacle = _obstacle(block, graph, len(before) + len(branch) + len(skip) + len(after) + 1)
-    if obstacle or start.op != "placeholder" or foot is not source:
-        return Anatomy((), None, skip, after, source.op == "placeholder", obstacle or CHAINLESS)
-    return Anatomy(before, branch, skip, after, source.op == "placeholder")
+    raw = source.op == "placeholder"
+    obstacle = _obstacle(block, graph)
+    if not obstacle and (foot is not source or start.op != "placeholder"):
+        obstacle = f"{CHAINLESS} ({_name(foot if foot is not source else start)})"
+    explained = len(before) + len(branch) + len(skip) + len(after) + 1
+    if not obstacle and sum(node.op not in ("placeholder", "output") for node in graph.nodes) != explained:
+        obstacle = CHAINLESS
+    return Anatomy((), None, skip, after, raw, obstacle) if obstacle else Anatomy(before, branch, skip, after, raw)
+
+
+def _name(node: object) -> str:
+    target = node.target if isinstance(node, fx.Node) else node
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
 def _uses(graph: fx.Graph, path: str) -> int:
@@ -102,14 +111,12 @@ def _uses(graph: fx.Graph, path: str) -> int:
     return sum(target.startswith(f"{path}.") or f"{path}.".startswith(target) for target in targets)
 
 
-def _obstacle(block: nn.Module, graph: fx.Graph, explained: int) -> str:
-    """Why a block cannot be put together anew from its layers; empty where it can."""
+def _obstacle(block: nn.Module, graph: fx.Graph) -> str:
+    """Why a block cannot be put together anew, whatever its branch is; empty where it can."""
     if vars(block)["_parameters"] or vars(block)["_buffers"]:
         return "it has parameters or buffers of its own beside those of its layers"
     if len(inspect.signature(type(block).forward).parameters) != 2:
         return "its forward takes more than one input"
-    if sum(node.op not in ("placeholder", "output") for node in graph.nodes) != explained:
-        return CHAINLESS
     return ""
 
 

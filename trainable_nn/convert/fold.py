@@ -49,16 +49,29 @@ def _folded(module: nn.Module, path: str, done: dict[int, tuple[nn.Module, nn.Mo
         for name, child in module._modules.items():
             if child is not None:
                 module._modules[name] = _folded(child, f"{path}.{name}".lstrip("."), done)
-        _bake_parametrizations(module)
-        rule = RULES.get(type(module))
-        done[id(module)] = (module, rule(module) if rule else module)
+        rule = _baked if _has_our_parametrization(module) else RULES.get(type(module), lambda kept: kept)
+        done[id(module)] = (module, rule(module))
     return done[id(module)][1]
 
 
-def _bake_parametrizations(module: nn.Module) -> None:
-    """Leave the value that acts in the place of a tensor that one of our parametrizations computes."""
+def _has_our_parametrization(module: nn.Module) -> bool:
     if not parametrize.is_parametrized(module):
-        return
-    for name, steps in list(module.parametrizations.items()):
-        if any(type(step).__module__.startswith(OURS) for step in steps):
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        return False
+    return any(type(step).__module__.startswith(OURS) for steps in module.parametrizations.values() for step in steps)
+
+
+def _baked(module: nn.Module) -> nn.Module:
+    """A module of the class before parametrisation, whose tensors are the values that act.
+
+    ``torch.nn.utils.parametrize.remove_parametrizations`` would delete the property from the class, which a copy
+    shares with its original.
+    """
+    kind = parametrize.type_before_parametrizations(module)
+    plain = kind.__new__(kind)
+    plain.__dict__.update(vars(module))
+    plain._parameters = dict(module._parameters)
+    plain._modules = {name: child for name, child in module._modules.items() if name != "parametrizations"}
+    for name, steps in module.parametrizations.items():
+        trained = any(parameter.requires_grad for parameter in steps.parameters())
+        plain._parameters[name] = nn.Parameter(getattr(module, name).detach().clone(), requires_grad=trained)
+    return plain

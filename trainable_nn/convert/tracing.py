@@ -1,7 +1,9 @@
 """The graph of one module's own forward, its children left whole."""
 
+import copy
 import inspect
 import operator
+import random
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +24,19 @@ class NotTraceable(Exception):
 
 
 class _Shallow(fx.Tracer):
-    """Follows the root's own code and no child's."""
+    """Follows the root's own code and no child's, and never computes with its buffers."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return True
 
 
 def trace(module: nn.Module, training: bool) -> fx.Graph:
-    """Graph of ``module.forward`` in one mode, default arguments left at their defaults; the module is not touched.
+    """Graph of ``module.forward`` in one mode, default arguments left at their defaults.
+
+    The code runs on a twin with its own attributes, so the module, its buffers and random generators stay as
+    they are.
 
     Raises:
         NotTraceable: with the reason.
@@ -41,11 +48,22 @@ def trace(module: nn.Module, training: bool) -> fx.Graph:
     if count not in forwards:
         raise NotTraceable(f"its forward takes {count} inputs")
     probe = object.__new__(type(type(module).__name__, (type(module),), {"forward": forwards[count]}))
-    probe.__dict__.update(module.__dict__, training=training)
+    own = {
+        name: copy.copy(value) if type(value) in (dict, list, set) else value for name, value in vars(module).items()
+    }
+    probe.__dict__.update(own, training=training)
+    random_state, torch_state = random.getstate(), torch.get_rng_state()
     try:
-        return _Shallow().trace(probe)
+        graph = _Shallow().trace(probe)
     except Exception as error:  # whatever the user's code raises on a proxy
         raise NotTraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+    finally:
+        drew = random.getstate() != random_state or not torch.equal(torch.get_rng_state(), torch_state)
+        random.setstate(random_state)
+        torch.set_rng_state(torch_state)
+    if drew:
+        raise NotTraceable("its forward draws random numbers outside its layers")
+    return graph
 
 
 def _required_inputs(module: nn.Module) -> int:

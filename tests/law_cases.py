@@ -87,7 +87,7 @@ class Broken(nn.Linear):
 
     def __init__(self, flaw: str) -> None:
         super().__init__(6, 4)
-        self.flaw = flaw
+        self.flaw, self.constant = flaw, 0.7
         self.hidden = torch.eye(6)  # neither buffer nor parameter: nothing moves it
         self.register_buffer("fixed", torch.eye(6), persistent=False)  # lost by to_empty
         self.kept = self.weight * 2 if flaw == "keeps a computed tensor" else None
@@ -112,6 +112,9 @@ class Broken(nn.Linear):
 
     def _branches_on_data(self, x):
         return super().forward(x) if bool(x.sum() > 0) else super().forward(-x)
+
+    def _asks_whether_a_constant_is_finite(self, x):
+        return super().forward(x) * (self.constant if math.isfinite(self.constant) else 0.0)
 
     def _has_no_tangent(self, x):
         return nn.functional.linear(x, torch._weight_norm(self.weight, self.weight[:, :1], 0))
@@ -165,6 +168,7 @@ COUNTEREXAMPLES = {
     "channels last is kept": Case(lambda: Flattens(3, 4, 3), (3, 6, 6), keys=("weight", "bias")),
     "autocast agrees to 8 bits": broken("casts by hand"),
     "it compiles to one graph": broken("branches on data"),
+    "it compiles for every batch size": broken("asks whether a constant is finite"),
     "it exports": broken("branches on data"),
     "gradients of samples agree under vmap": broken("branches on data"),
     "forward mode agrees with reverse mode": broken("has no tangent"),

@@ -140,10 +140,20 @@ def it_compiles_to_one_graph(case: Case) -> None:
         assert_near(ours, plain)
 
 
+def it_compiles_for_every_batch_size(case: Case) -> None:
+    torch._dynamo.reset()
+    module = built(case)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")  # floats are symbols too
+    for count in (3, 5):
+        assert_near(compiled(samples(case, count=count)), module(samples(case, count=count)))
+
+
 def it_exports(case: Case) -> None:
     module = built(case).eval()
-    program = torch.export.export(module, (samples(case),))
-    assert_near(program.module()(samples(case)), module(samples(case)))
+    any_batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(module, (samples(case),), dynamic_shapes=any_batch)
+    for count in (3, 5):
+        assert_near(program.module()(samples(case, count=count)), module(samples(case, count=count)))
 
 
 def gradients_of_samples_agree_under_vmap(case: Case) -> None:
@@ -214,6 +224,7 @@ LAWS = {
     "channels last is kept": channels_last_is_kept,
     "autocast agrees to 8 bits": autocast_agrees_to_8_bits,
     "it compiles to one graph": it_compiles_to_one_graph,
+    "it compiles for every batch size": it_compiles_for_every_batch_size,
     "it exports": it_exports,
     "gradients of samples agree under vmap": gradients_of_samples_agree_under_vmap,
     "forward mode agrees with reverse mode": forward_mode_agrees_with_reverse_mode,
@@ -236,6 +247,7 @@ CAUGHT_BY = {  # the other laws catch theirs by an assertion of their own
     "every dtype moves and agrees": (RuntimeError, "same dtype"),
     "autocast agrees to 8 bits": (RuntimeError, "same dtype"),
     "it compiles to one graph": (Exception, "data-dependent"),
+    "it compiles for every batch size": (Exception, "isfinite"),
     "it exports": (Exception, "data-dependent"),
     "gradients of samples agree under vmap": (RuntimeError, "data-dependent control flow"),
     "forward mode agrees with reverse mode": (NotImplementedError, "forward AD"),
@@ -259,3 +271,14 @@ def test_the_inductor_compiles_a_network_to_one_graph():
     assert_near(compiled(samples(whole)), module(samples(whole)))
     for ours, plain in zip(gradients(compiled, samples(whole)), gradients(module, samples(whole))):
         assert_near(ours, plain)
+
+
+@pytest.mark.parametrize("layer", [tnn.EntryNormLinear, tnn.WeightNormLinear])
+def test_layers_with_different_constants_share_one_compiled_function(layer):
+    """After the first change the compiler holds the constants as symbols."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda module, x: module(x), fullgraph=True, backend="aot_eager")
+    for eps, gain in ((1.0, 1.0), (0.5, 2.0), (0.1, 3.0), (7.0, 0.3)):
+        case = Case(lambda: layer(6, 4, eps=eps, gain=gain), (6,))  # noqa: B023
+        module = built(case)
+        assert_near(compiled(module, samples(case)), module(samples(case)))

@@ -66,11 +66,11 @@ def weight_norm(w: Tensor, eps: float = 1.0, dim: int | None = 0, *, gain: float
 def check_constants(where: str, *, eps: float, gain: float = 1.0, leak: float = 0.0) -> None:
     """Raise ValueError, naming ``where``, unless eps, gain and leak are constants of a normalisation."""
     low, high = EPS_RANGE
-    if not low <= eps <= high:
+    if not low <= eps <= high:  # comparisons only: a compiler may hold these floats as symbols
         raise ValueError(f"{where}: eps must be from {low:g} to {high:g}, got {eps}.")
-    if not (gain > 0 and math.isfinite(gain)):
+    if not 0.0 < gain < math.inf:
         raise ValueError(f"{where}: gain must be positive and finite, got {gain}.")
-    if not (leak >= 0 and math.isfinite(leak)):
+    if not 0.0 <= leak < math.inf:
         raise ValueError(f"{where}: leak must be at least 0 and finite, got {leak}.")
 
 

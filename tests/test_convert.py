@@ -239,3 +239,38 @@ def test_a_subclassed_projection_is_refused_and_a_kept_one_left():
         ConversionError, match=r"stages.0.blocks.0: .*StdConv2d, a subclass of Conv2d that no rule covers"
     ):
         tnn.plan(model)
+
+
+@needs_real_models
+def test_a_network_with_group_normalisation_gets_group_normalisation_in_front():
+    model = tnn.convert_model(on_meta(timm_model, "resnet50_gn"))
+    norm = model.layer3[0].norm
+    assert (type(norm), norm.num_groups, norm.num_channels) == (nn.GroupNorm, 32, 512)
+
+
+class Block1d(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv1d(inputs, outputs, 3, stride, 1), nn.BatchNorm1d(outputs, affine=False), nn.Tanh(),
+            nn.Conv1d(outputs, outputs, 3, 1, 1), nn.BatchNorm1d(outputs, eps=1e-3), nn.Dropout(0.1),
+        )  # fmt: skip
+        self.projection = nn.Conv1d(inputs, outputs, 1, stride)
+        self.act = nn.Tanh()
+
+    def forward(self, x):
+        return self.act(self.branch(x) + self.projection(x))
+
+
+def test_a_one_dimensional_network_moves_with_its_own_projection_and_has_no_pooled_form():
+    model = nn.Sequential(Block1d(4, 8, 2)).double().eval()
+    block, old = tnn.convert_model(model, Recipe(skip="conv"))[0], model[0]
+    x = images(2, 4, 9)
+    u = torch.tanh(block.norm(x))
+    expected = old.branch[:4](u) + old.projection(u)
+    assert distance(block(x), expected) < EXACT
+    assert (type(block.norm), block.norm.eps, block.norm.num_features) == (nn.BatchNorm1d, 1e-3, 4)
+    with pytest.raises(
+        ConversionError, match=r"^0: .*the pooled shortcut is for nn.Conv2d, and projection is a Conv1d"
+    ):
+        tnn.convert_model(model)

@@ -5,7 +5,24 @@ import os
 
 import pytest
 import torch
-import torch.nn.functional as F
+from odd_blocks import (
+    AnotherBlockInTraining,
+    BothLinear,
+    Conv2d,
+    DependsOnData,
+    DependsOnMode,
+    DropsByFunction,
+    EndsInActivation,
+    Gated,
+    Norm2d,
+    NormBehind,
+    Scaled,
+    SharedNorm,
+    Twice,
+    TwoInputs,
+    WithoutNorm,
+    WithParameter,
+)
 from small_resnets import PostActBlock, PreActBlock, SmallResNet
 from test_convert_state import same, snapshot
 from torch import nn
@@ -24,87 +41,6 @@ def refused(model, *arguments, match: str, **options) -> None:
         with pytest.raises(ConversionError, match=match):
             run(model, *arguments, **options)
     assert same(before, snapshot(model))
-
-
-class Twice(PreActBlock):
-    def forward(self, x):
-        return super().forward(x) + x
-
-
-class Norm2d(nn.BatchNorm2d):
-    pass
-
-
-class Conv2d(nn.Conv2d):
-    pass
-
-
-class NormBehind(PreActBlock):
-    def forward(self, x):
-        return self.bn1(x + self.conv1(x))
-
-
-class Scaled(PreActBlock):
-    def forward(self, x):
-        return torch.add(x, self.conv1(x), alpha=0.5)
-
-
-class BothLinear(PreActBlock):
-    def forward(self, x):
-        return self.conv1(x) + self.conv2(x)
-
-
-class DependsOnData(PostActBlock):
-    def forward(self, x):
-        return super().forward(x) if x.sum() > 0 else x
-
-
-class DependsOnMode(PostActBlock):
-    def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(x + self.bn2(self.conv2(out) if self.training else out))
-
-
-class DropsByFunction(PostActBlock):
-    def forward(self, x):
-        return F.relu(x + F.dropout(self.bn1(self.conv1(x)), 0.1, self.training))
-
-
-class AnotherBlockInTraining(PreActBlock):
-    def forward(self, x):
-        return x + self.conv1(x) if self.training else F.relu(x + self.conv1(x))
-
-
-class EndsInActivation(PostActBlock):
-    def forward(self, x):
-        return F.relu(x + F.relu(self.bn1(self.conv1(x))))
-
-
-class WithoutNorm(PostActBlock):
-    def forward(self, x):
-        return F.relu(x + self.conv2(F.relu(self.conv1(x))))
-
-
-class SharedNorm(PostActBlock):
-    def forward(self, x):
-        return F.relu(x + self.bn1(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-
-
-class Gated(PostActBlock):
-    def forward(self, x):
-        out = self.bn1(self.conv1(x))
-        return F.relu(x + out * out.sigmoid())
-
-
-class WithParameter(PostActBlock):
-    def __init__(self, *sizes):
-        super().__init__(*sizes)
-        self.gain = nn.Parameter(torch.ones(()))
-
-
-class TwoInputs(PostActBlock):
-    def forward(self, x, shortcut=None):
-        return super().forward(x)
 
 
 @pytest.mark.parametrize(
@@ -330,5 +266,5 @@ def test_unknown_recipes_and_options_are_named():
 def test_an_adapter_describes_a_block_that_cannot_be_traced():
     model = nn.Sequential(DependsOnData(4, 4))
     anatomy = Anatomy((), (Call("conv1"), Call("bn1")), (), (Call(activation=nn.ReLU),), raw=True)
-    found = survey(model, (), {f"{__name__}.DependsOnData": lambda block: anatomy})
+    found = survey(model, (), {"odd_blocks.DependsOnData": lambda block: anatomy})
     assert [(block.paths, block.anatomy) for block in found.blocks] == [(("0",), anatomy)]

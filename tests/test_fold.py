@@ -279,3 +279,16 @@ def test_a_converted_resnet18_runs_in_onnxruntime():
     torch.manual_seed(0)
     model = tnn.convert_model(torchvision_model("resnet18", num_classes=10)).eval()
     assert runs_in_onnx(model, images(1, 3, 64, 64, dtype=torch.float32)) < FLOAT32
+
+
+def test_a_weight_that_is_computed_elsewhere_is_refused():
+    by_parametrization, by_hook = PooledConv2d(2, 4, 1), PooledConv2d(2, 4, 1)
+    nn.utils.parametrizations.weight_norm(by_parametrization)
+    with pytest.raises(ConversionError, match=r"^0: ParametrizedPooledConv2d has an active parametrization"):
+        tnn.fold(nn.Sequential(by_parametrization))
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(by_hook)
+    with torch.no_grad():
+        by_hook(images(1, 2, 2, 2, dtype=torch.float32))
+    with pytest.raises(ConversionError, match=r"^0: a hook computes the weight of PooledConv2d"):
+        tnn.fold(nn.Sequential(by_hook))

@@ -15,6 +15,8 @@ from .recipes import Recipe, as_recipe
 from .rewrite import Edit, edit_for
 from .walk import Survey, survey
 
+# Type by qualified name -> the parts of a block that torch.fx cannot follow. The residual networks of torchvision and
+# timm need none.
 ADAPTERS: Mapping[str, Callable[[nn.Module], Anatomy]] = {}
 
 
@@ -59,10 +61,8 @@ def convert_model(
             finite, a wrapped, scripted, compiled or already converted model, ...). The model is then as before.
     """
     planned, edits = _prepare(model, recipe, keep)
-    if inplace and any(change.path == "" and "" in edit.paths for edit in edits for change in edit.changes):
-        raise ConversionError(
-            f"{type(model).__name__}: the model itself is the block, so inplace=True cannot replace it."
-        )
+    if inplace:
+        _check_root_stays(model, edits)
     planned = _measured(planned, edits, model, sample_input)
     converted = _applied(model if inplace else _copied(model), edits)
     converted.conversion_report = planned
@@ -101,6 +101,11 @@ def _notes(found: Survey, edits: list[Edit]) -> tuple[str, ...]:
         f"{path or '(model)'}: its own forward cannot be traced and stays ({why})."
         for path, why in found.opaque.items()
     ]
+    if any(edit.step.new for edit in edits):
+        notes.append(
+            "Blocks moved to pre-activation compute another function: train them before use. Their new norms start "
+            "fresh, and what follows the last block reads a sum that nothing has normalised or activated."
+        )
     for edit in edits:
         for key in edit.step.dropped:
             module = found.model.get_submodule(key.rpartition(".")[0])
@@ -131,6 +136,12 @@ def _shared(path: str, other: str, block: str) -> str:
         f"{path}: the module also stands at {other}, where the recipe does not rewrite it in the same way. Give each "
         f"place a module of its own, or leave both unchanged with keep=({block!r}, {other!r})."
     )
+
+
+def _check_root_stays(model: nn.Module, edits: list[Edit]) -> None:
+    if any(change.path == "" and "" in edit.paths for edit in edits for change in edit.changes):
+        name = type(model).__name__
+        raise ConversionError(f"{name}: the model itself is the block, so inplace=True cannot replace it.")
 
 
 def _measured(planned: Plan, edits: list[Edit], model: nn.Module, sample_input: Tensor | tuple | None) -> Plan:

@@ -33,14 +33,24 @@ def fold(model: nn.Module) -> nn.Module:
         folded = _folded(copy.deepcopy(model), "", {})
     except (RuntimeError, TypeError) as error:
         raise ConversionError(f"fold: {type(model).__name__} cannot be copied or folded ({error}).") from error
+    _check_plain(folded)
+    return folded
+
+
+def _check_plain(folded: nn.Module) -> None:
+    """Take the reports off, and raise ConversionError where a type of ours is left."""
     for path, module in folded.named_modules():
         vars(module).pop("conversion_report", None)
         if any(base.__module__.startswith(OURS) for base in type(module).__mro__):
+            if parametrize.is_parametrized(module):
+                raise ConversionError(
+                    f"{path or 'fold'}: {type(module).__name__} has an active parametrization above our layer. Call "
+                    "torch.nn.utils.parametrize.remove_parametrizations before folding."
+                )
             raise ConversionError(
                 f"{path or 'fold'}: {type(module).__name__} has code of its own above our layer, and no plain form is "
                 "known. Replace it by the layer itself before folding."
             )
-    return folded
 
 
 def _folded(module: nn.Module, path: str, done: dict[int, tuple[nn.Module, nn.Module]]) -> nn.Module:
@@ -49,6 +59,11 @@ def _folded(module: nn.Module, path: str, done: dict[int, tuple[nn.Module, nn.Mo
         for name, child in module._modules.items():
             if child is not None:
                 module._modules[name] = _folded(child, f"{path}.{name}".lstrip("."), done)
+        if type(module) in RULES and "weight" not in module._parameters and hasattr(module, "weight"):
+            raise ConversionError(
+                f"{path or 'fold'}: a hook computes the weight of {type(module).__name__}. Remove it before folding, for "
+                "example with torch.nn.utils.remove_weight_norm."
+            )
         rule = _baked if _has_our_parametrization(module) else RULES.get(type(module), lambda kept: kept)
         done[id(module)] = (module, rule(module))
     return done[id(module)][1]

@@ -40,12 +40,8 @@ def moved_parts(block: nn.Module, anatomy: Anatomy, reads_input: bool, norms_sta
     after = layers_of(block, anatomy.after)
     if [layer.role for layer in after if layer.role != "identity"] != ["activation"]:
         raise Refused("something beside one activation follows its addition")
-    last, template, channels = _last_norm(layers), _template(layers), _input_channels(layers)
-    gone = {last.path} if last else set()
-    if last and [layer.path for layer in layers].count(last.path) > 1:
-        raise Refused(f"{last.path} is applied more than once, and the recipe drops one use of it only")
-    if not norms_stay:
-        gone |= {layer.path for layer in layers_of(block, anatomy.skip) if layer.role == "norm"}
+    gone = _norms_that_go(layers, [] if norms_stay else layers_of(block, anatomy.skip))
+    template, channels = _template(layers), _input_channels(layers)
     names = _Names(block)
     norm = names.free("norm")
     return Parts(
@@ -110,6 +106,14 @@ def _checked_layers(block: nn.Module, anatomy: Anatomy) -> list[Layer]:
     return layers
 
 
+def _norms_that_go(branch: list[Layer], skip: list[Layer]) -> set[str]:
+    """Paths of the last norm of a branch and of every norm of its shortcut."""
+    last = _last_norm(branch)
+    if last and [layer.path for layer in branch].count(last.path) > 1:
+        raise Refused(f"{last.path} is applied more than once, and the recipe drops one use of it only")
+    return {layer.path for layer in skip if layer.role == "norm"} | ({last.path} if last else set())
+
+
 def _last_norm(layers: list[Layer]) -> Layer | None:
     """The norm at the end of a branch, behind its last convolution."""
     for layer in reversed(layers):
@@ -157,6 +161,8 @@ def fresh_norm(template: nn.Module, channels: int, device: torch.device | str | 
         norm = kind(*counts, **options)
     except ValueError as error:
         raise Refused(f"a {kind.__name__} over {channels} channels is impossible: {error}") from error
+    if template.weight is not None and template.bias is None:
+        norm.register_parameter("bias", None)
     for name, parameter in norm.named_parameters():
         parameter.requires_grad_(getattr(template, name).requires_grad)
     return norm.train(template.training)

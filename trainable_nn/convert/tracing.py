@@ -4,6 +4,7 @@ import copy
 import inspect
 import operator
 import random
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -47,14 +48,9 @@ def trace(module: nn.Module, training: bool) -> fx.Graph:
     forwards[3] = lambda self, a, b, c: original(self, a, b, c)
     if count not in forwards:
         raise NotTraceable(f"its forward takes {count} inputs")
-    probe = object.__new__(type(type(module).__name__, (type(module),), {"forward": forwards[count]}))
-    own = {
-        name: copy.copy(value) if type(value) in (dict, list, set) else value for name, value in vars(module).items()
-    }
-    probe.__dict__.update(own, training=training)
     random_state, torch_state = random.getstate(), torch.get_rng_state()
     try:
-        graph = _Shallow().trace(probe)
+        graph = _Shallow().trace(_twin(module, forwards[count], training))
     except Exception as error:  # whatever the user's code raises on a proxy
         raise NotTraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
     finally:
@@ -64,6 +60,16 @@ def trace(module: nn.Module, training: bool) -> fx.Graph:
     if drew:
         raise NotTraceable("its forward draws random numbers outside its layers")
     return graph
+
+
+def _twin(module: nn.Module, forward: Callable, training: bool) -> nn.Module:
+    """A module with the same parts and attributes of its own, whose forward takes only the inputs that must be given."""
+    twin = object.__new__(type(type(module).__name__, (type(module),), {"forward": forward}))
+    own = {
+        name: copy.copy(value) if type(value) in (dict, list, set) else value for name, value in vars(module).items()
+    }
+    twin.__dict__.update(own, training=training)
+    return twin
 
 
 def _required_inputs(module: nn.Module) -> int:

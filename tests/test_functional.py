@@ -140,6 +140,12 @@ def test_a_skip_that_was_halved_and_widened_again_is_exact_again():
     assert skip.state_dict() == {} and list(skip.parameters()) == []
 
 
+def test_the_skip_is_filled_whatever_the_default_device_is():
+    with torch.device("meta"):
+        skip = tnn.OrthogonalDownsample2d(2, 5, 3).to_empty(device="cpu")
+    assert torch.equal(skip.kernel, tnn.OrthogonalDownsample2d(2, 5, 3).kernel)
+
+
 def test_an_image_that_the_stride_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"must be multiples of the stride 2, got \(5, 4\)"):
         tnn.OrthogonalDownsample2d(2, 2)(torch.zeros(1, 2, 5, 4))

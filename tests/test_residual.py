@@ -197,8 +197,9 @@ def test_sixteen_bits_leave_more_room_and_a_pickle_keeps_the_rules():
 
 SLOPES = [
     nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.LeakyReLU(-3.0), nn.ELU(2.0), nn.CELU(0.5), nn.SELU(), nn.GELU(),
-    nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Hardswish(), nn.Hardtanh(-2, 3),
+    nn.SiLU(), nn.Mish(), nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Hardswish(), nn.Hardtanh(-2, 3),
     nn.Softplus(), nn.Softplus(3.0), nn.Softsign(), nn.LogSigmoid(), nn.Tanhshrink(), nn.Softshrink(), nn.Identity(),
+    nn.GELU("tanh"), tnn.SoftSign(),
     *(cls() for cls in (tnn.Softplus0, tnn.SmoothReLU, tnn.Tanh, tnn.GELU1, tnn.SiLU1, tnn.Erf1, tnn.Arctan, tnn.ISRU)),
 ]  # fmt: skip
 

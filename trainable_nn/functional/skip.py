@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ON_CPU = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device is, which may hold no values
 HAAR = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))  # times 1/2; pixels row by row
 
 
@@ -22,8 +23,8 @@ def block_basis(stride: int) -> Tensor:
     """
     s = stride
     if s == 2:
-        return torch.tensor(HAAR, dtype=torch.float64).mul(0.5).reshape(4, 2, 2)
-    angle = math.pi / s * torch.outer(torch.arange(s, dtype=torch.float64), torch.arange(s) + 0.5)
+        return torch.tensor(HAAR, **ON_CPU).mul(0.5).reshape(4, 2, 2)
+    angle = math.pi / s * torch.outer(torch.arange(s, **ON_CPU), torch.arange(s, **ON_CPU) + 0.5)
     cosines = math.sqrt(2.0 / s) * torch.cos(angle)
     cosines[0] = math.sqrt(1.0 / s)
     order = sorted(((u, v) for u in range(s) for v in range(s)), key=lambda uv: (uv[0] + uv[1], uv[0]))
@@ -48,7 +49,7 @@ def downsample_kernel(in_channels: int, out_channels: int, stride: int = 2) -> T
     low = {offset + j: (0, j) for j in range(c) if 0 <= offset + j < wide}
     details = iter([(band, j) for band in range(1, s * s) for j in range(c)])
     basis = block_basis(s)
-    kernel = torch.zeros(wide, c, s, s, dtype=torch.float64)
+    kernel = torch.zeros(wide, c, s, s, **ON_CPU)
     for place in range(wide):
         band, channel = low[place] if place in low else next(details, (None, None))
         if band is not None:

@@ -3,51 +3,42 @@
 //   P(w) = gain w (eps + w^2)^(-1/2) + leak w;  t = w eps^(-1/2), r = (1 + t^2)^(-1/2), y = t r:
 //   P   = gain y + leak w      P' = gain eps^(-1/2) r^3 + leak      P'' = -3 gain eps^(-1) y r^4
 //
-// T is float or double, or a register of them (gcc vector extension): nothing but + - * ?: and the
-// back end's inv_sqrt is used.  The limits keep every finite w away from overflow, see
-// trainable_nn/ops/entry_norm.py; 0 * w lets an infinite or NaN weight come out as NaN.
+// T is float or double, or a register of them (gcc vector extension); nothing but + - * and the back
+// end's inv_sqrt, smaller and larger is used.
 //
-// No include guard: each back end includes this file in its own namespace, after its inv_sqrt.
+// Every finite w is safe: 1 + t^2 is cut off at `most`, where r^3 is below the smallest number, and y at 1.
+// The terms leak w and 0 w let an infinite or NaN weight come out as no number.
+//
+// No include guard: each back end includes this file in its own namespace, after those functions.
 
-template <class S> struct EntryNormLimits;
-template <> struct EntryNormLimits<float> {
-  static constexpr float flat = 0x1p14f, end = 0x1p100f, far = 0x1p40f, shrink = 0x1p-60f;
+template <class S> struct EntryNormLimit;
+template <> struct EntryNormLimit<float> {
+  static constexpr float most = 0x1p120f;
 };
-template <> struct EntryNormLimits<double> {
-  static constexpr double flat = 0x1p28, end = 0x1p900, far = 0x1p300, shrink = 0x1p-500;
+template <> struct EntryNormLimit<double> {
+  static constexpr double most = 0x1p1000;
 };
 
 template <class T, class S> struct EntryNorm {
-  using Limits = EntryNormLimits<S>;
-  T root, gain, leak;  // root = eps^(-1/2)
+  T root, steepest, gain, leak;  // root = eps^(-1/2), steepest = gain root
+
+  TNN_INLINE EntryNorm(S root_, S gain_, S leak_)
+      : root(constant(root_)), steepest(constant(root_ * gain_)), gain(constant(gain_)), leak(constant(leak_)) {}
 
   TNN_INLINE static T constant(S s) { return T{} + s; }
-  TNN_INLINE static T clamp(T t, S limit) {
-    const T high = constant(limit), low = constant(-limit);
-    t = t > high ? high : t;
-    return t < low ? low : t;
-  }
-  // t, and r with all its digits however large t is
-  TNN_INLINE T scaled(T w, T& t) const {
-    t = clamp(w * root, Limits::end);
-    const T size = t < T{} ? -t : t;
-    const T scale = size > constant(Limits::far) ? constant(Limits::shrink) : constant(1);
-    const T u = t * scale;
-    return scale * inv_sqrt(scale * scale + u * u);
-  }
+  TNN_INLINE static T r(T t) { return inv_sqrt(smaller(constant(1) + t * t, constant(EntryNormLimit<S>::most))); }
+  TNN_INLINE static T y(T t, T r) { return larger(smaller(t * r, constant(1)), constant(-1)); }
 
   TNN_INLINE T value(T w) const {
-    const T t = clamp(w * root, Limits::flat);  // past it P is gain sign(w) to the last bit
-    return gain * (t * inv_sqrt(constant(1) + t * t)) + leak * w;
+    const T t = w * root;
+    return gain * y(t, r(t)) + leak * w;
   }
   TNN_INLINE T first(T g, T w) const {
-    T t;
-    const T r = scaled(w, t);
-    return gain * (((g * r) * (root * r)) * r) + leak * g + constant(0) * w;
+    const T q = r(w * root);
+    return ((g * q) * (steepest * q)) * q + (leak * g + constant(0) * w);
   }
   TNN_INLINE T second(T v, T g, T w) const {
-    T t;
-    const T r = scaled(w, t), k = root * r;
-    return (constant(-3) * gain) * (t * r) * ((v * r) * k) * ((g * r) * k) + constant(0) * w;
+    const T t = w * root, q = r(t), k = root * q;
+    return (constant(-3) * gain) * y(t, q) * ((v * q) * k) * ((g * q) * k) + constant(0) * w;
   }
 };

@@ -4,15 +4,11 @@
 //   DP(w) g                       = gain rho (g - n <n, g>)
 //   gradient in w of <v, DP(w) g> = gain rho^2 (n (3 a b - c) - b v - a g),  a = <n, v>, b = <n, g>, c = <v, g>
 //
-// All arithmetic is in double, whatever the weights are stored in: it costs nothing beside memory, and
-// the radial part of DP(w) g, a difference of nearly equal numbers, keeps its digits.  A row of doubles
+// Sums are in double, whatever the weights are stored in, so that the radial part of DP(w) g, a
+// difference of nearly equal numbers, keeps its digits; so are results, but for FloatRow.  A row of doubles
 // whose squares overflow is shrunk by a power of two f: with x = f w and q = rho / f, n = q x.
-#pragma once
-#include <cmath>
-
-#include "kernels.h"
-
-namespace tnn {
+//
+// No include guard: each back end includes this file in its own namespace, after minus_product.
 
 struct RowSums {
   double ww = 0, wg = 0, wv = 0, vg = 0;
@@ -28,7 +24,7 @@ struct RowFactors {
   TNN_INLINE RowFactors(const RowSums& s, double eps, double gain, bool shrunk) {
     f = shrunk ? kShrink : 1;
     const double length = eps * f * f + s.ww;
-    const double q = length < 1e308 ? 1 / sqrt(length) : length - length;  // an infinite row is NaN, not zero
+    const double q = length < 1e308 ? 1 / std::sqrt(length) : length - length;  // an infinite row is NaN, not zero
     const double a = q * s.wv, b = q * s.wg;
     value = gain * q;
     along_g = q * b;
@@ -38,6 +34,22 @@ struct RowFactors {
     second_g = a;
     second = gain * q * q;
   }
+
+  // Whether FloatRow's factors are far from the ends of float.
+  TNN_INLINE bool fits_float() const {
+    return value > 0x1p-100 && value < 0x1p100 && along_g < 0x1p100 && along_g > -0x1p100;
+  }
+};
+
+// Value and first derivative in float, to the same last digits: along_g goes in as the sum of two
+// floats, and each fused c - a b, the back end's minus_product, rounds once.
+template <class T> struct FloatRow {
+  T value_, high, low;
+  TNN_INLINE explicit FloatRow(const RowFactors& row)
+      : value_(T{} + (float)row.value), high(T{} + (float)row.along_g),
+        low(T{} + (float)(row.along_g - (double)(float)row.along_g)) {}
+  TNN_INLINE T value(T w) const { return w * value_; }
+  TNN_INLINE T first_g(T g, T w) const { return minus_product(minus_product(g, w, high), w, low) * value_; }
 };
 
 // T is double, or a register of it; Shrinks: whether f may be other than 1.
@@ -56,5 +68,3 @@ template <class T, bool Shrinks> struct WeightNorm {
     return shrunk(shrunk((shrunk(w) * second_n - v * second_v - g * second_g) * second_));
   }
 };
-
-}  // namespace tnn

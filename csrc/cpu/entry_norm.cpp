@@ -13,7 +13,7 @@ template <class S> void run(const Call& call, int64_t begin, int64_t end) {
   const auto from = [begin](const void* p) { return (const S*)p + begin; };
   const S *w = from(call.w), *g = from(call.g), *v = from(call.v);
   S *out = (S*)call.out + begin, *out_w = (S*)call.out_w + begin;
-  const EntryNorm<V, T> norm = {V{} + (T)(1 / __builtin_sqrt(call.eps)), V{} + (T)call.gain, V{} + (T)call.leak};
+  const EntryNorm<V, T> norm((T)(1 / __builtin_sqrt(call.eps)), (T)call.gain, (T)call.leak);
   const int64_t n = end - begin;
   switch (call.derivative) {
     case kValue:

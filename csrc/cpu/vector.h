@@ -29,6 +29,8 @@ template <> struct Arithmetic<double> {
 
 TNN_INLINE float inv_sqrt(float s) { return 1.0f / __builtin_sqrtf(s); }
 TNN_INLINE double inv_sqrt(double s) { return 1.0 / __builtin_sqrt(s); }
+template <class T> TNN_INLINE T smaller(T a, T b) { return a < b ? a : b; }
+template <class T> TNN_INLINE T larger(T a, T b) { return a > b ? a : b; }
 
 #ifdef TNN_BYTES
 typedef float FloatV __attribute__((vector_size(TNN_BYTES)));
@@ -65,6 +67,13 @@ TNN_INLINE DoubleV inv_sqrt(DoubleV s) {
   r = r * (1.5 - (h * r) * r);
   return r * (1.5 - (h * r) * r);
 }
+TNN_INLINE FloatV smaller(FloatV a, FloatV b) { return (FloatV)_mm512_min_ps((__m512)a, (__m512)b); }
+TNN_INLINE FloatV larger(FloatV a, FloatV b) { return (FloatV)_mm512_max_ps((__m512)a, (__m512)b); }
+TNN_INLINE DoubleV smaller(DoubleV a, DoubleV b) { return (DoubleV)_mm512_min_pd((__m512d)a, (__m512d)b); }
+TNN_INLINE DoubleV larger(DoubleV a, DoubleV b) { return (DoubleV)_mm512_max_pd((__m512d)a, (__m512d)b); }
+TNN_INLINE FloatV minus_product(FloatV c, FloatV a, FloatV b) {
+  return (FloatV)_mm512_fnmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
 TNN_INLINE FloatV load(const half* p) { return (FloatV)_mm512_cvtph_ps(load_as<__m256i>(p)); }
 TNN_INLINE void store(half* p, FloatV v) {
   const __m256i h = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -97,6 +106,13 @@ TNN_INLINE FloatV inv_sqrt(FloatV s) {  // a 12-bit estimate and two Newton step
   return r * (1.5f - (h * r) * r);
 }
 TNN_INLINE DoubleV inv_sqrt(DoubleV s) { return 1.0 / (DoubleV)_mm256_sqrt_pd((__m256d)s); }
+TNN_INLINE FloatV smaller(FloatV a, FloatV b) { return (FloatV)_mm256_min_ps((__m256)a, (__m256)b); }
+TNN_INLINE FloatV larger(FloatV a, FloatV b) { return (FloatV)_mm256_max_ps((__m256)a, (__m256)b); }
+TNN_INLINE DoubleV smaller(DoubleV a, DoubleV b) { return (DoubleV)_mm256_min_pd((__m256d)a, (__m256d)b); }
+TNN_INLINE DoubleV larger(DoubleV a, DoubleV b) { return (DoubleV)_mm256_max_pd((__m256d)a, (__m256d)b); }
+TNN_INLINE FloatV minus_product(FloatV c, FloatV a, FloatV b) {
+  return (FloatV)_mm256_fnmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
 TNN_INLINE FloatV load(const half* p) { return (FloatV)_mm256_cvtph_ps(load_as<__m128i>(p)); }
 TNN_INLINE void store(half* p, FloatV v) {
   const __m128i h = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -190,8 +206,9 @@ template <class S, bool Whole> struct Place {
     if constexpr (Whole) TNN_ISA::store(run + index, v);
     else store_end(run + index, v, count);
   }
-  // into the cache, for a reading soon; any address will do
-  TNN_INLINE void fetch(const S* run) const { __builtin_prefetch(run + index); }
+  // into the second cache, to be read or written soon; any address will do
+  TNN_INLINE void fetch(const S* run) const { __builtin_prefetch(run + index, 0, 2); }
+  TNN_INLINE void fetch_to_write(const S* run) const { __builtin_prefetch(run + index, 1, 2); }
 };
 
 // f(place) for each register of a run of n entries; the last may be partial.

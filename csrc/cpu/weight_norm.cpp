@@ -3,12 +3,12 @@
 //
 // A row is read twice, the second time from cache: sums, then results.  Rows whose runs are long are
 // taken one at a time; rows whose entries lie scattered (a transposed matrix) are taken side by side.
-#include "../weight_norm.h"
 #include "vector.h"
 
 namespace tnn {
 namespace TNN_ISA {
 namespace {
+#include "../weight_norm.h"
 
 template <Derivative D> struct Sums {
   Double ww{}, wg{}, wv{}, vg{};
@@ -23,6 +23,8 @@ template <Derivative D> struct Sums {
 };
 
 template <class S, Derivative D> struct Kernel {
+  using Stored = typename Arithmetic<S>::type;  // 16-bit types are made from float
+  static double wide(S entry) { return (Stored)entry; }
   static constexpr bool kShrinks = sizeof(S) == 8;
   const Call& call;
   const S *w, *g, *v;
@@ -30,9 +32,6 @@ template <class S, Derivative D> struct Kernel {
 
   explicit Kernel(const Call& c)
       : call(c), w((const S*)c.w), g((const S*)c.g), v((const S*)c.v), out((S*)c.out), out_w((S*)c.out_w) {}
-
-  using Stored = typename Arithmetic<S>::type;  // 16-bit types are made from float
-  static double wide(S entry) { return (Stored)entry; }
 
   int64_t run_start(int64_t row, int64_t o) const {
     return (o * call.rows.count + row) * call.rows.inner;
@@ -68,15 +67,38 @@ template <class S, Derivative D> struct Kernel {
     }
   }
 
+#ifdef TNN_BYTES
+  void float_results(int64_t row, const FloatRow<FloatV>& norm) const {
+    for (int64_t o = 0; o < call.rows.outer; ++o) {
+      const int64_t i = run_start(row, o), next = i + call.rows.inner;
+      for_registers<S>(call.rows.inner, [&](auto at) {
+        at.fetch(w + next);
+        at.fetch_to_write(out + next);
+        if constexpr (D == kValue) at.store(out + i, norm.value(at.load(w + i)));
+        if constexpr (D == kFirst) {
+          at.fetch(g + next);
+          at.store(out + i, norm.first_g(at.load(g + i), at.load(w + i)));
+        }
+      });
+    }
+  }
+#endif
+
   void one_row(int64_t row) const {
     RowSums sums;
     for (int64_t o = 0; o < call.rows.outer; ++o) add_run(sums, run_start(row, o), call.rows.inner);
-    const WeightNorm<Double, kShrinks> norm(factors(sums, row));
+    const RowFactors row_factors = factors(sums, row);
+#ifdef TNN_BYTES
+    if constexpr (D != kSecond && sizeof(Stored) == 4)
+      if (row_factors.fits_float()) return float_results(row, FloatRow<FloatV>(row_factors));
+#endif
+    const WeightNorm<Double, kShrinks> norm(row_factors);
     for (int64_t o = 0; o < call.rows.outer; ++o) {
       const int64_t i = run_start(row, o);
       const int64_t next = i + call.rows.inner;  // this pass runs from cache: memory fetches the next row meanwhile
       for_registers<S>(call.rows.inner, [&](auto at) {
         at.fetch(w + next);
+        at.fetch_to_write(out + next);
         if (D != kValue) at.fetch(g + next);
         const auto x = widen(at.load(w + i));
         const auto value = [&](Double a) { return norm.value(a); };

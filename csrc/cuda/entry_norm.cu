@@ -36,7 +36,7 @@ template <class S, Derivative D> struct EntryMap {
 
 template <class S, Derivative D> EntryMap<S, D> entry_map(const Call& c) {
   using T = typename Arithmetic<S>::type;
-  return {{(T)(1 / sqrt(c.eps)), (T)c.gain, (T)c.leak}, (const S*)c.w, (const S*)c.g, (const S*)c.v,
+  return {EntryNorm<T, T>((T)(1 / sqrt(c.eps)), (T)c.gain, (T)c.leak), (const S*)c.w, (const S*)c.g, (const S*)c.v,
           (S*)c.out, (S*)c.out_w};
 }
 

@@ -33,6 +33,10 @@ TNN_INLINE double inv_sqrt(double s) {
 #endif
 }
 
+template <class T> TNN_INLINE T smaller(T a, T b) { return a < b ? a : b; }
+template <class T> TNN_INLINE T larger(T a, T b) { return a > b ? a : b; }
+TNN_INLINE float minus_product(float c, float a, float b) { return fmaf(-a, b, c); }
+
 template <class S, int N> struct alignas(sizeof(S) * N) Pack {
   S entry[N];
 };

@@ -3,11 +3,13 @@
 //
 // A row has three phases, each a map over the threads of its block, so that tests can run them on the
 // host: sums of a thread, sums of the block, results.  The second reading of the row comes from cache.
-#include "../weight_norm.h"
+#include <cmath>
+
 #include "memory.h"
 
 namespace tnn {
 namespace {
+#include "../weight_norm.h"
 
 template <class S, Derivative D> struct RowMap {
   using T = typename Arithmetic<S>::type;
@@ -47,6 +49,8 @@ template <class S, Derivative D> struct RowMap {
   template <int N>
   TNN_INLINE void results(int64_t row, int64_t thread, int64_t threads, const RowFactors& factors) const {
     const WeightNorm<double, kShrinks> norm(factors);
+    const FloatRow<float> in_float(factors);
+    const bool fits = D != kSecond && !kShrinks && factors.fits_float();
     for_packs<N>(row, thread, threads, [&](int64_t i) {
       const Pack<S, N> x = load<N>(w + i);
       Pack<S, N> h{}, u{}, y, y_w;
@@ -55,8 +59,8 @@ template <class S, Derivative D> struct RowMap {
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const double a = (T)x.entry[k], b = (T)h.entry[k], c = (T)u.entry[k];
-        if (D == kValue) y.entry[k] = (S)(T)norm.value(a);
-        if (D == kFirst) y.entry[k] = (S)(T)norm.first_g(b, a);
+        if (D == kValue) y.entry[k] = (S)(fits ? (T)in_float.value((float)a) : (T)norm.value(a));
+        if (D == kFirst) y.entry[k] = (S)(fits ? (T)in_float.first_g((float)b, (float)a) : (T)norm.first_g(b, a));
         if (D == kSecond) {
           y.entry[k] = (S)(T)norm.first_v(c, a);
           y_w.entry[k] = (S)(T)norm.second(c, b, a);

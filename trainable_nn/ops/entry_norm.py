@@ -7,7 +7,8 @@ With t = w eps^(-1/2), r = (1 + t^2)^(-1/2) and y = t r:
     P''(w) = -3 gain eps^(-1) y r^4
 
 Source: paper A, equations (32), (33) and (36); (33) prints the exponent -3/2 where
--5/2 is right. ``csrc/entry_norm.h`` is the same arithmetic for the compiled kernels.
+-5/2 is right. ``csrc/entry_norm.h`` is the same arithmetic for the compiled kernels. The terms
+leak w and 0 w let an infinite or NaN weight come out as no number.
 """
 
 import torch
@@ -22,38 +23,30 @@ def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
 
 
-def _scaled(w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """t and r for every finite w: t^2 never overflows, and r never loses its digits.
-
-    Past |t| = 2^40 (2^300 in float64) one is nothing beside t^2, and t is first made
-    smaller by a power of two. Past 2^100 (2^900) r^3 is zero in any case.
-    """
-    double = w.dtype == torch.float64
-    end, far, small = (2.0**900, 2.0**300, 2.0**-500) if double else (2.0**100, 2.0**40, 2.0**-60)
-    t = (w * eps**-0.5).clamp(-end, end)
-    scale = torch.where(t.abs() > far, small, 1.0).to(w.dtype)
-    return t, scale * torch.rsqrt(scale * scale + (t * scale).square())
+def _parts(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y and r for every finite x: 1 + t^2 is cut off where r^3 is below the smallest number, and y at 1."""
+    most = 2.0**1000 if x.dtype == torch.float64 else 2.0**120
+    t = x * eps**-0.5
+    r = torch.rsqrt((1.0 + t * t).clamp(max=most))
+    return (t * r).clamp(-1.0, 1.0), r
 
 
 def _value(w: Tensor, eps: float, gain: float, leak: float) -> Tensor:
     (x,) = _wide(w)
-    end = 2.0**28 if w.dtype == torch.float64 else 2.0**14  # past it P is gain * sign(w) to the last bit
-    t = (x * eps**-0.5).clamp(-end, end)
-    return (gain * (t * torch.rsqrt(1.0 + t * t)) + leak * x).to(w.dtype)  # 0 inf = NaN: inf is not hidden
+    return (gain * _parts(x, eps)[0] + leak * x).to(w.dtype)
 
 
 def _first(g: Tensor, w: Tensor, eps: float, gain: float, leak: float) -> Tensor:
     h, x = _wide(g, w)
-    _, r = _scaled(x, eps)
-    slope = ((h * r) * (eps**-0.5 * r)) * r
-    return (gain * slope + leak * h + 0.0 * x).to(w.dtype)
+    _, r = _parts(x, eps)
+    return (((h * r) * (gain * eps**-0.5 * r)) * r + leak * h + 0.0 * x).to(w.dtype)
 
 
 def _second(v: Tensor, g: Tensor, w: Tensor, eps: float, gain: float, leak: float) -> Tensor:
     u, h, x = _wide(v, g, w)
-    t, r = _scaled(x, eps)
+    y, r = _parts(x, eps)
     k = eps**-0.5 * r
-    return (-3.0 * gain * (t * r) * ((u * r) * k) * ((h * r) * k) + 0.0 * x).to(w.dtype)
+    return (-3.0 * gain * y * ((u * r) * k) * ((h * r) * k) + 0.0 * x).to(w.dtype)
 
 
 def _both(v: Tensor, g: Tensor, w: Tensor, eps: float, gain: float, leak: float) -> tuple[Tensor, Tensor]:

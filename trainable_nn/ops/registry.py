@@ -17,9 +17,22 @@ def define(schema: str, reference: Callable, fake: Callable) -> Callable:
     """Register one operator; returns its overload."""
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, reference, "CompositeExplicitAutograd")
+    _library.impl(name, _of_equal_operands(name, reference), "CompositeExplicitAutograd")
     torch.library.register_fake(f"trainable_nn::{name}", fake, lib=_library)
     return getattr(torch.ops.trainable_nn, name).default
+
+
+def _of_equal_operands(name: str, reference: Callable) -> Callable:
+    """The reference, refusing what the compiled kernels refuse."""
+
+    def checked(*arguments):
+        first, *others = (a for a in arguments if isinstance(a, Tensor))
+        for other in others:
+            if (first.shape, first.dtype, first.device) != (other.shape, other.dtype, other.device):
+                raise RuntimeError(f"trainable_nn::{name}: gradient and weight differ in shape, dtype or device")
+        return reference(*arguments)
+
+    return checked
 
 
 def like(w: Tensor, result: Tensor) -> Tensor:

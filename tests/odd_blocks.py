@@ -85,3 +85,36 @@ class WithParameter(PostActBlock):
 class TwoInputs(PostActBlock):
     def forward(self, x, shortcut=None):
         return super().forward(x)
+
+
+class AddsByName(PreActBlock):
+    def forward(self, x):
+        u = F.relu(self.bn1(x))
+        out = self.conv2(F.relu(self.bn2(self.conv1(u))))
+        return torch.add(input=out, other=self.shortcut(u))
+
+
+class ActivatesInPlace(nn.Module):
+    """Its ReLU overwrites the input, so a skip that reads the input later would not see it."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(inputs, outputs, 3, 1, 1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x):
+        u = self.relu(x)
+        return torch.tanh(self.conv(u)) + self.shortcut(u)
+
+
+class PostWithFront(PostActBlock):
+    """Post-activation, with a norm in front that both sides read."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.front = nn.BatchNorm2d(inputs)
+
+    def forward(self, x):
+        u = self.front(x)
+        return F.relu(self.bn1(self.conv1(u)) + self.shortcut(u))

@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 from odd_blocks import (
+    ActivatesInPlace,
+    AddsByName,
     AnotherBlockInTraining,
     BothLinear,
     Conv2d,
@@ -16,6 +18,7 @@ from odd_blocks import (
     Gated,
     Norm2d,
     NormBehind,
+    PostWithFront,
     Scaled,
     SharedNorm,
     Twice,
@@ -74,6 +77,17 @@ def test_a_block_that_no_rule_covers_is_named_with_its_path_and_the_way_out(kind
 )
 def test_what_only_the_move_cannot_do_is_accepted_without_it(kind):
     tnn.convert_model(nn.Sequential(kind(4, 4)), Recipe(preactivation=False))
+
+
+def test_an_addition_by_name_is_one_too():
+    assert [step.changes for step in tnn.plan(nn.Sequential(AddsByName(4, 8))).steps] == [True]
+
+
+def test_an_orthogonal_skip_is_refused_where_the_raw_input_cannot_be_read():
+    orthogonal = Recipe(skip="orthogonal", preactivation=False)
+    refused(nn.Sequential(ActivatesInPlace(4, 8)), orthogonal, match=r"^0: .*relu works in place on the block's input")
+    refused(nn.Sequential(PostWithFront(4, 8)), orthogonal, match=r"^0: .*its shortcut does not read the block's input")
+    refused(nn.Sequential(PostWithFront(4, 8)), match=r"^0: .*something stands between its input and its skip")
 
 
 def test_the_whole_message_of_a_block_that_adds_twice():

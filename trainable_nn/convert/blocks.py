@@ -77,7 +77,7 @@ def _parse(block: nn.Module, graph: fx.Graph) -> Anatomy | None:
         return None
     if len(sums) > 1:
         raise NotABlock(f"it adds {len(sums)} times, and a residual block adds once")
-    if sums[0].kwargs:
+    if set(sums[0].kwargs) - {"input", "other"}:
         raise NotABlock("its addition is scaled or writes into another tensor")
     after, start = _walk(tracing.output_of(graph), sums[0])
     if start is not sums[0]:
@@ -123,7 +123,8 @@ def _obstacle(block: nn.Module, graph: fx.Graph) -> str:
 def _skip_and_source(block: nn.Module, join: fx.Node) -> tuple[tuple[Call, ...], fx.Node, fx.Node]:
     """Which side of the addition is the linear skip, the node that it starts from, and the end of the branch."""
     candidates = []
-    for side, other in (join.args, join.args[::-1]):
+    left, right = tracing.operands(join)
+    for side, other in ((left, right), (right, left)):
         calls, source = _walk(side, None, lambda node: _is_linear(block, node))
         if source in tracing.ancestors(other) and side is not other:
             candidates.append((calls, source, other))
@@ -140,7 +141,7 @@ def _skip_and_source(block: nn.Module, join: fx.Node) -> tuple[tuple[Call, ...],
 
 def _stranger(block: nn.Module, join: fx.Node) -> str:
     """Names the first layer of unknown type at the end of a side of the addition."""
-    for side in join.args:
+    for side in tracing.operands(join):
         if side.op == "call_module":
             unknown = [
                 x

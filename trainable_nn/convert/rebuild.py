@@ -61,9 +61,11 @@ def same_parts(block: nn.Module, anatomy: Anatomy) -> Parts:
     """The parts of a pre-activation block whose shortcut moves to the raw input; nothing else changes.
 
     Raises:
-        Refused: the branch is no chain of known layers.
+        Refused: the branch is no chain of known layers, or its first layer overwrites the input.
     """
-    _checked_layers(block, anatomy)
+    first = next((layer for layer in _checked_layers(block, anatomy) if layer.role != "identity"), None)
+    if first and getattr(first.module, "inplace", False):
+        raise Refused(f"{first.path} works in place on the block's input, which the skip is to read; use inplace=False")
     names = _Names(block)
     before, branch, skip = names.of(anatomy.before), names.of(anatomy.branch), names.of(anatomy.skip)
     return Parts(before, branch, skip, True, tuple(names.activations.items()))

@@ -1,6 +1,6 @@
 """From a found block and a recipe: one step of the plan, and the changes that carry it out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -82,6 +82,8 @@ def _verdict(found: Found, projection: Projection | None, recipe: Recipe, survey
     change = orthogonal_change(projection, anatomy)
     if anatomy.raw:
         return Verdict(f"{change.kind} at {change.path}", "projection shortcut", (change,))
+    if is_post_activation(block, anatomy):
+        raise Refused("its shortcut does not read the block's input, as the orthogonal skip must")
     parts = same_parts(block, anatomy)
     rebuild = Change("", "PreActivationBlock", lambda old: assemble(old, parts))
     return Verdict(
@@ -136,6 +138,3 @@ def _keys(block: nn.Module, path: str, verdict: Verdict) -> tuple[tuple[str, ...
         norm = fresh_norm(block.get_submodule(verdict.parts.template), verdict.parts.channels, "meta")
         new = tuple(state_keys(norm, f"{path}.{verdict.parts.norm}".lstrip(".")))
     return tuple(key for key in every if key not in dropped), new, dropped
-
-
-Adapters = dict[str, Callable[[nn.Module], Anatomy]]

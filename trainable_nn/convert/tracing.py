@@ -98,15 +98,18 @@ def is_size(node: object) -> bool:
     return node.op == "call_function" and bool(node.args) and all(is_size(a) for a in node.args)
 
 
+def operands(node: fx.Node) -> list[object]:
+    """The two operands of an addition, by position or by name."""
+    return [*node.args, *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs)]
+
+
 def joins(graph: fx.Graph) -> list[fx.Node]:
     """The additions of two tensors that both come from the inputs."""
     found = []
     for node in graph.nodes:
-        if node.op in ("call_function", "call_method") and node.target in ADDITIONS and len(node.args) == 2:
-            tensors = [
-                a for a in node.args if isinstance(a, fx.Node) and not is_size(a) and "placeholder" in _origins(a)
-            ]
-            if len(tensors) == 2:
+        if node.op in ("call_function", "call_method") and node.target in ADDITIONS:
+            nodes = [value for value in operands(node) if isinstance(value, fx.Node) and not is_size(value)]
+            if sum("placeholder" in _origins(value) for value in nodes) == 2:
                 found.append(node)
     return found
 

@@ -6,8 +6,8 @@ import shlex
 import warnings
 
 import pytest
-from real_models import _import as import_real
 from real_models import MISSING
+from real_models import _import as import_real
 
 import trainable_nn as tnn
 from trainable_nn import cli
@@ -32,7 +32,7 @@ def test_every_python_block_runs_by_itself(code, tmp_path, monkeypatch):
         import_real("torchvision")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        exec(compile(code, str(README), "exec"), {"__name__": "readme"})
+        exec(compile(code, str(README), "exec"), {"__name__": "readme"})  # noqa: S102, the README of this tree
 
 
 def test_there_are_blocks_to_run():

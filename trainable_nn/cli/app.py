@@ -45,9 +45,9 @@ SampleShape = Annotated[
 
 @app.command()
 def demo(
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, typer.Option(min=2, help="Images per step.")] = 64,
-    width: Annotated[int, typer.Option(min=1, help="Channels of the first stage; 64 is the full ResNet-18.")] = 16,
+    width: Annotated[int, typer.Option(min=1, help="Channels of the first stage; 64 is the full ResNet-18.")] = 8,
     size: Annotated[int, typer.Option(min=8, help="Digits are enlarged to this many pixels; a multiple of 8.")] = 16,
     data: Annotated[str, typer.Option(help="digits, or idx, cifar10, cifar100 with --folder.")] = "digits",
     folder: Annotated[pathlib.Path | None, typer.Option(help="Folder of the data set.")] = None,

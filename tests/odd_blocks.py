@@ -117,4 +117,4 @@ class PostWithFront(PostActBlock):
 
     def forward(self, x):
         u = self.front(x)
-        return F.relu(self.bn1(self.conv1(u)) + self.shortcut(u))
+        return F.relu(self.bn2(self.conv2(F.relu(self.conv1(u)))) + self.shortcut(u))

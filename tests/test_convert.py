@@ -274,3 +274,14 @@ def test_a_one_dimensional_network_moves_with_its_own_projection_and_has_no_pool
         ConversionError, match=r"^0: .*the pooled shortcut is for nn.Conv2d, and projection is a Conv1d"
     ):
         tnn.convert_model(model)
+
+
+@pytest.mark.parametrize("kind", [PreActBlock, PostActBlock])
+def test_a_recipe_that_changes_nothing_moves_nothing_and_says_so(kind):
+    x = images(2, 3, 8, 8)
+    plan = tnn.plan(filled(SmallResNet(kind)), Recipe(skip="conv", preactivation=False), sample_input=x)
+    assert plan.function_change == 0.0
+    assert not any(step.changes for step in plan.steps)
+    title = "SmallResNet by recipe 'paper' (skip='conv', preactivation=False): 0 of 4 paths change."
+    assert str(plan).splitlines()[0] == title
+    assert str(plan).splitlines()[-1] == "On the sample input the outputs move by 0 of their norm."

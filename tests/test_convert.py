@@ -284,4 +284,4 @@ def test_a_recipe_that_changes_nothing_moves_nothing_and_says_so(kind):
     assert not any(step.changes for step in plan.steps)
     title = "SmallResNet by recipe 'paper' (skip='conv', preactivation=False): 0 of 4 paths change."
     assert str(plan).splitlines()[0] == title
-    assert str(plan).splitlines()[-1] == "On the sample input the outputs move by 0 of their norm."
+    assert str(plan).splitlines()[-1] == "On the sample input the outputs move by 0 times their norm."

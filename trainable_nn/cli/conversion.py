@@ -103,7 +103,7 @@ def print_plan(plan: convert.Plan, *, all_steps: bool = True) -> None:
     for note in plan.notes:
         out.print(note, markup=False)
     if plan.function_change is not None:
-        out.print(f"On the sample input the outputs move by {number(plan.function_change, '.3g')} of their norm.")
+        out.print(f"On the sample input the outputs move by {number(plan.function_change, '.3g')} times their norm.")
 
 
 def _row(step: convert.Step) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class Plan:
     def _distance(self) -> str:
         if self.function_change is None:
             return "How far the function moves was not measured: give sample_input."
-        return f"On the sample input the outputs move by {self.function_change:.3g} of their norm."
+        return f"On the sample input the outputs move by {self.function_change:.3g} times their norm."
 
     def to_dict(self) -> dict:
         """The plan as values that JSON knows; a change that is not finite is written as a string."""

@@ -49,6 +49,7 @@ def loss_curves(axes: Axes, losses: Mapping[str, Sequence[float]], *, steps: Map
         axes.plot([], [], color="grey", alpha=0.5, linewidth=0.7, label="thin: single batches")
     axes.set_yscale("log")
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("training loss (cross-entropy)")
     axes.set_title("Training loss")
     axes.grid(True, which="major", alpha=0.3)
@@ -61,6 +62,7 @@ def accuracy_curves(axes: Axes, accuracies: Mapping[str, Sequence[float]]) -> No
         percent = [100.0 * value for value in values]
         axes.plot(range(1, len(values) + 1), percent, label=name, markersize=4, linewidth=1.6, **style)
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("test accuracy (%)")
     axes.set_title("Test accuracy")
     axes.grid(True, alpha=0.3)

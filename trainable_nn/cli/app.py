@@ -19,7 +19,6 @@ UsageError = typer.BadParameter.__base__  # typer brings its own click since 0.2
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Convert networks to forms that train better, and see the difference. "
@@ -121,13 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit status. One line on stderr for every error, unless --traceback is given."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = app(args=arguments, prog_name="trainable-nn", standalone_mode=False)
+        status = app(args=arguments or ["--help"], prog_name="trainable-nn", standalone_mode=False)
+        if not arguments:  # the help, and nothing that could hold
+            return NO_ANSWER
         return status if isinstance(status, int) else HOLDS
     except UsageError as error:
-        show = getattr(error, "show", None)
-        if not arguments and show:  # no command: the help itself is the message
-            show()
-            return NO_ANSWER
         return _complain(error.format_message(), NO_ANSWER)
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted.", INTERRUPTED)

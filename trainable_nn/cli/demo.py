@@ -184,7 +184,7 @@ def _write(outcome: Outcome) -> None:
     for name, spectra in outcome.spectra.items():
         for spectrum in spectra:
             if spectrum.values is not None:
-                panels.setdefault(f"Jacobian of {spectrum.path}", {})[name] = spectrum.values.tolist()
+                panels.setdefault(f"Jacobian of {spectrum.path} at the start", {})[name] = spectrum.values.tolist()
     figure = plotting.comparison(
         {name: [epoch.train_loss for epoch in run.epochs] for name, run in runs.items()},
         {name: [epoch.test_accuracy for epoch in run.epochs] for name, run in runs.items()},

@@ -6,7 +6,8 @@ Three tables, each of ratios taken in one run:
    time of ``out.copy_(w)`` of the same tensors. The floor by traffic: 1.0 forward (read w, write y) and 2.5
    forward + backward (read w, write y; read w and g, write the gradient);
 2. its share of a training step of the CIFAR ResNet-18, kernel time over step time: whole steps scatter by more;
-3. the overhead of a call on a tiny weight, over that of ``torch._weight_norm``.
+3. the overhead of a call on a tiny weight, over that of ``torch._weight_norm``, and of a whole layer over
+   torch's own weight-normalised layer.
 
 Times are CPU seconds of the process, summed over its threads; variants are interleaved and each ratio is the
 median over the rounds of ratios within one round, so a machine that drifts does not move it.
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from trainable_nn import ops
 from trainable_nn.functional import entry_norm, weight_norm
+from trainable_nn.modules import WeightNormLinear
 
 Variant = Callable[[], object]
 
@@ -123,12 +125,13 @@ def step_table(normalise: dict[str, float], rounds: int) -> None:
 
 
 def call_table(rounds: int) -> None:
-    """Prints the third table: microseconds of a call on 4 x 4 entries."""
-    w, g = torch.randn(4, 4), torch.randn(4, 4)
-    leaf, length = w.clone().requires_grad_(), torch.ones(4, 1, requires_grad=True)
+    """Prints the third table: microseconds of a call on 4 x 4 entries, and of a layer of that size."""
+    w, g, x = torch.randn(4, 4), torch.randn(4, 4), torch.randn(1, 4)
+    leaf, ones, length = w.clone().requires_grad_(), torch.ones(4, 1), torch.ones(4, 1, requires_grad=True)
+    ours, theirs = WeightNormLinear(4, 4), torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 4))
     calls = {
         "no gradient": {
-            "torch._weight_norm": lambda: torch._weight_norm(w, length.detach(), 0),
+            "torch._weight_norm": lambda: torch._weight_norm(w, ones, 0),
             "entry_norm": lambda: ops.entry_norm(w, 1.0, 1.0, 0.0),
             "weight_norm": lambda: ops.weight_norm(w, 1.0, 1.0),
             "row norm, eager": lambda: w / (1.0 + w.square().sum(1, keepdim=True)).sqrt(),
@@ -141,13 +144,22 @@ def call_table(rounds: int) -> None:
                 leaf / (1.0 + leaf.square().sum(1, keepdim=True)).sqrt(), leaf, g
             ),
         },
+        "a whole layer, forward": {
+            "parametrizations.weight_norm": lambda: theirs(x),
+            "WeightNormLinear": lambda: ours(x),
+        },
+        "a whole layer, forward + backward": {
+            "parametrizations.weight_norm": lambda: theirs(x).sum().backward(),
+            "WeightNormLinear": lambda: ours(x).sum().backward(),
+        },
     }
     for kind, variants in calls.items():
+        peer = next(iter(variants))
         many = {name: (lambda f=f: [f() for _ in range(200)]) for name, f in variants.items()}
         seconds = cpu_seconds(many, rounds)
-        print(f"\na call on 4 x 4 entries, {kind}: us, and times torch._weight_norm")
+        print(f"\n4 x 4 entries, {kind}: us, and times the first")
         for name in variants:
-            print(f"{name:28s} {min(seconds[name]) / 200 * 1e6:7.2f} {ratio(seconds, name, 'torch._weight_norm'):7.2f}")
+            print(f"{name:28s} {min(seconds[name]) / 200 * 1e6:7.2f} {ratio(seconds, name, peer):7.2f}")
 
 
 def main() -> None:

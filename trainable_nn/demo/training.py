@@ -47,18 +47,14 @@ def train_side_by_side(
     on_step: Callable[[str, Run], None] = lambda name, run: None,
     on_epoch: Callable[[Mapping[str, Run]], None] = lambda runs: None,
 ) -> dict[str, Run]:
-    """Train every model on cross-entropy with the batches of one seeded shuffle; a model that diverges stops.
-
-    Each run has one entry an epoch, up to the epoch in which the last model diverged.
-    """
+    """Train all models on the same shuffled batches; one that diverges stops, and when all have, so does the training."""
     optimizers = {name: choice.build(model.parameters()) for name, model in models.items()}
     runs = {name: Run(learning_rate(optimizer)) for name, optimizer in optimizers.items()}
     shuffle = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         sums = dict.fromkeys(models, 0.0)
-        batches = torch.randperm(len(train[1]), generator=shuffle).split(batch_size)
-        for batch in batches:
-            images, labels = (part[batch.to(part.device)] for part in train)
+        for batch in torch.randperm(len(train[1]), generator=shuffle).to(train[1].device).split(batch_size):
+            images, labels = train[0][batch], train[1][batch]
             for name, model in models.items():
                 sums[name] += len(batch) * _one_step(model, images, labels, choice, optimizers[name], runs[name])
                 on_step(name, runs[name])

@@ -26,7 +26,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-
 from concurrent.futures import ThreadPoolExecutor
 
 from setuptools.command.bdist_wheel import bdist_wheel as _bdist_wheel
@@ -70,8 +69,8 @@ def installed_torch() -> dict:
         path = pathlib.Path(folder or ".", "torch", "version.py")
         if path.is_file():
             text = path.read_text()
-            version = re.search(r"^__version__ = '([^']+)'", text, re.M)
-            cuda = re.search(r"^cuda: [^=]*= '([^']+)'", text, re.M)
+            version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
+            cuda = re.search(r"^cuda: [^=]*= '([^']+)'", text, re.MULTILINE)
             return {"version": version and version[1], "cuda": cuda and cuda[1]}
     return {}
 
@@ -95,7 +94,7 @@ def find_nvcc() -> str:
 
 
 def gencode(nvcc: str) -> list:
-    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout.split()
     flags = []
     for arch in re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS).strip()):
         number = arch.replace("+PTX", "").replace(".", "")
@@ -108,7 +107,7 @@ def gencode(nvcc: str) -> list:
 def run(command: list) -> None:
     command = [str(c) for c in command]
     print("trainable_nn:", shlex.join(command), flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(done.stdout, end="", flush=True)
     if done.returncode:
         raise NoBuild(f"`{command[0]}` failed at build time: {' | '.join(done.stdout.strip().splitlines()[-3:])}")
@@ -125,7 +124,7 @@ def stand_ins(cxx: list, temp: pathlib.Path, libraries: tuple) -> list:
     The linker then finds every symbol that may be used, and no other.  At run time the
     loader takes the libtorch that `import torch` has loaded.
     """
-    declared = re.findall(r"^AOTITorchError (\w+)\((?:[^;]|\n)*?;(.*)$", (CSRC / "torch_abi.h").read_text(), re.M)
+    declared = re.findall(r"^AOTITorchError (\w+)\((?:[^;]|\n)*?;(.*)$", (CSRC / "torch_abi.h").read_text(), re.MULTILINE)
     flags = [f"-L{temp}"]
     for library in libraries:
         names = [n for n, comment in declared if ("libtorch_cuda" in comment) == (library == "torch_cuda")]

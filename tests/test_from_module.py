@@ -19,7 +19,7 @@ class TestFromModule:
     @layers
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
     def test_the_effective_weight_is_the_old_weight_to_rounding(self, layer, dtype):
-        plain_type, arguments, shape = LAYERS[layer]
+        plain_type, arguments, _ = LAYERS[layer]
         plain = plain_type(*arguments, dtype=F64)
         plain.weight.data.uniform_(-0.95, 0.95)
         plain.to(dtype)

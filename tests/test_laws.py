@@ -178,7 +178,7 @@ def forward_mode_agrees_with_reverse_mode(case: Case) -> None:
     assert_near(tangent.flatten(), dense @ direction.flatten())
     start = parameters(module)
     along = {name: torch.randn_like(p) for name, p in start.items()}
-    value = lambda p: functional_call(module, p, (x,)).sin().sum()  # noqa: E731
+    value = lambda p: functional_call(module, p, (x,)).sin().sum()
     slope, reverse = jvp(value, (start,), (along,))[1] if start else x.new_zeros(()), grad(value)(start)
     assert_near(slope, sum(((reverse[n] * along[n]).sum() for n in start), x.new_zeros(())))
 
@@ -189,7 +189,7 @@ def second_derivatives_agree_with_differences(case: Case) -> None:
         samples(case, count=1).requires_grad_(),
         *(p.clone().requires_grad_() for p in parameters(module).values()),
     ]
-    f = lambda x, *p: functional_call(module, dict(zip(names, p)), (x,))  # noqa: E731
+    f = lambda x, *p: functional_call(module, dict(zip(names, p)), (x,))
     assert torch.autograd.gradcheck(f, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
 

@@ -117,7 +117,7 @@ class TestJacobian:
     @pytest.fixture(params=[(2, 4), (4,), (7, 4)], ids=str)
     def pair(self, request):
         x = torch.randn(request.param, generator=torch.Generator().manual_seed(1), dtype=F64)
-        f = lambda z: torch.sin(z @ self.A.T).cumsum(-1) * z.sum()  # noqa: E731
+        f = lambda z: torch.sin(z @ self.A.T).cumsum(-1) * z.sum()
         dense = torch.autograd.functional.jacobian(f, x).reshape(f(x).numel(), x.numel())
         return Jacobian(f, x, chunk_size=3), dense
 
@@ -125,7 +125,7 @@ class TestJacobian:
         operator, dense = pair
         right = torch.randn(dense.shape[1], 5, dtype=F64)
         left = torch.randn(dense.shape[0], 5, dtype=F64)
-        close = dict(rtol=1e-12, atol=1e-12)
+        close = {"rtol": 1e-12, "atol": 1e-12}
         assert operator.shape == tuple(dense.shape)
         torch.testing.assert_close(operator.dense(), dense, **close)
         torch.testing.assert_close(operator.mv(right), dense @ right, **close)

@@ -24,7 +24,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 def compiles(*command) -> bool:
-    return subprocess.run([*map(str, command)], capture_output=True).returncode == 0
+    return subprocess.run([*map(str, command)], capture_output=True, check=False).returncode == 0
 
 
 @needs_sources
@@ -49,7 +49,7 @@ def test_the_bodies_of_the_cuda_kernels_compute_the_closed_forms(tmp_path):
     binary = tmp_path / "cuda_on_host"
     subprocess.run(["nvcc", "-std=c++17", "-gencode", "arch=compute_90,code=sm_90",
                     ROOT / "tests/cuda_on_host.cu", "-o", binary], check=True)
-    done = subprocess.run([binary], capture_output=True, text=True)
+    done = subprocess.run([binary], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.count("ok") == 4, done.stdout
 
 

@@ -236,7 +236,7 @@ def test_third_derivatives_agree_with_those_of_the_closed_form(dense):
     name, f, w, _, _ = dense
     w = w[:2, :2]
     closed = CASES[name][1]
-    third = lambda q: jacfwd(jacrev(jacrev(q)))(w)  # noqa: E731
+    third = lambda q: jacfwd(jacrev(jacrev(q)))(w)
     near(third(half_square(f)), third(half_square(closed)))
     x = w.clone().requires_grad_()
     (first,) = torch.autograd.grad(half_square(f)(x), x, create_graph=True)
@@ -278,7 +278,7 @@ def test_compiled_without_a_graph_break(dense, backend):
 def test_transforms_inside_a_compiled_function(dense):
     _, f, w, jacobian, expected = dense
     v = weights(4, 3, seed=9)
-    compiled = lambda g: torch.compile(g, fullgraph=True, backend="aot_eager")  # noqa: E731
+    compiled = lambda g: torch.compile(g, fullgraph=True, backend="aot_eager")
     near(compiled(lambda w: jvp(f, (w,), (v,))[1])(w), torch.einsum("abcd,cd->ab", jacobian, v))
     near(compiled(lambda w: jacrev(f)(w))(w), jacobian)
     near(compiled(lambda w: hessian(half_square(f))(w))(w), expected)

@@ -39,7 +39,7 @@ def tree(tmp_path):
 def pip_wheel(source: pathlib.Path, out: pathlib.Path, **environment: str) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("TRAINABLE_NN_") and k not in ("CC", "CXX")}
     command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", str(out), str(source)]
-    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, cwd=out.parent)
+    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, cwd=out.parent, check=False)
 
 
 def built(source: pathlib.Path, out: pathlib.Path, **environment: str) -> tuple[str, zipfile.ZipFile]:

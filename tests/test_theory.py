@@ -93,7 +93,7 @@ def entry_derivative(constants, w):
 
 
 def row_derivative(constants, row):
-    f = lambda w: functional.weight_norm(w[None], constants.eps, gain=constants.gain)[0]  # noqa: E731
+    f = lambda w: functional.weight_norm(w[None], constants.eps, gain=constants.gain)[0]
     return torch.autograd.functional.jacobian(f, row)
 
 

@@ -29,6 +29,8 @@ from .modules import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "GELU1",
+    "ISRU",
     "Arctan",
     "Checkpoint",
     "EntryNormConv1d",
@@ -36,8 +38,6 @@ __all__ = [
     "EntryNormConv3d",
     "EntryNormLinear",
     "Erf1",
-    "GELU1",
-    "ISRU",
     "OrthogonalDownsample2d",
     "Plan",
     "Recipe",
@@ -52,6 +52,7 @@ __all__ = [
     "WeightNormConv2d",
     "WeightNormConv3d",
     "WeightNormLinear",
+    "__version__",
     "checkpoint",
     "convert",
     "convert_model",
@@ -66,5 +67,4 @@ __all__ = [
     "plan",
     "save",
     "theory",
-    "__version__",
 ]

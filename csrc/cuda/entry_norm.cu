@@ -66,12 +66,8 @@ template <class S, Derivative D> int launch_entries(const Call& c, cudaStream_t 
 }  // namespace
 
 int entry_norm_cuda(const Call& c, void* stream) {
-  return for_dtype(c.dtype, [&](auto s) {
-    using S = decltype(s);
-    const cudaStream_t st = (cudaStream_t)stream;
-    return c.derivative == kValue   ? launch_entries<S, kValue>(c, st)
-           : c.derivative == kFirst ? launch_entries<S, kFirst>(c, st)
-                                    : launch_entries<S, kSecond>(c, st);
+  return for_dtype_and_derivative(c, [&](auto s, auto is) {
+    return launch_entries<decltype(s), decltype(is)::derivative>(c, (cudaStream_t)stream);
   });
 }
 

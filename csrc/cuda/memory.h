@@ -67,13 +67,24 @@ inline bool all_aligned16(const Call& c) {
   return aligned16(c.w) && aligned16(c.g) && aligned16(c.v) && aligned16(c.out) && aligned16(c.out_w);
 }
 
-// f(a value of the storage type); -1 where it is not one of kDtypes.
-template <class F> int for_dtype(int32_t dtype, F f) {
-  switch (dtype) {
-    case kHalf: return f(__half());
-    case kFloat: return f(float());
-    case kDouble: return f(double());
-    case kBFloat16: return f(__nv_bfloat16());
+// f of a value of the storage type and of the derivative, as a type; -1: the dtype is not one of kDtypes.
+template <Derivative D> struct Is {
+  static constexpr Derivative derivative = D;
+};
+template <class S, class F> int for_derivative(Derivative derivative, F f) {
+  switch (derivative) {
+    case kValue: return f(S(), Is<kValue>());
+    case kFirst: return f(S(), Is<kFirst>());
+    case kSecond: return f(S(), Is<kSecond>());
+  }
+  return -1;
+}
+template <class F> int for_dtype_and_derivative(const Call& c, F f) {
+  switch (c.dtype) {
+    case kHalf: return for_derivative<__half>(c.derivative, f);
+    case kFloat: return for_derivative<float>(c.derivative, f);
+    case kDouble: return for_derivative<double>(c.derivative, f);
+    case kBFloat16: return for_derivative<__nv_bfloat16>(c.derivative, f);
   }
   return -1;
 }

@@ -124,12 +124,8 @@ template <class S, Derivative D> int launch_rows(const Call& c, cudaStream_t str
 }  // namespace
 
 int weight_norm_cuda(const Call& c, void* stream) {
-  return for_dtype(c.dtype, [&](auto s) {
-    using S = decltype(s);
-    const cudaStream_t st = (cudaStream_t)stream;
-    return c.derivative == kValue   ? launch_rows<S, kValue>(c, st)
-           : c.derivative == kFirst ? launch_rows<S, kFirst>(c, st)
-                                    : launch_rows<S, kSecond>(c, st);
+  return for_dtype_and_derivative(c, [&](auto s, auto is) {
+    return launch_rows<decltype(s), decltype(is)::derivative>(c, (cudaStream_t)stream);
   });
 }
 

@@ -72,8 +72,8 @@ def normalisation_table(device: str, quick: bool) -> list[str]:
         "row norm, torch.compile": torch.compile(eager_row),
     }
     lines = [
-        f"{rows * columns / 1e6:.1f} million float32 entries; a copy of them takes {1e3 * copy:.3f} ms, "
-        f"{8 * rows * columns / copy / 1e9:.0f} GB/s read and written",
+        f"{rows * columns / 1e6:.1f} million float32 entries",
+        f"a copy of them: {1e3 * copy:.3f} ms, {8 * rows * columns / copy / 1e9:.0f} GB/s read and written",
         f"{'times the copy':28s} {'forward':>8s} {'forward + backward':>20s}   (floor 1.00 and 2.50)",
     ]
     for name, f in functions.items():
@@ -122,8 +122,8 @@ def step_table(device: str, quick: bool) -> list[str]:
 
         times[name] = seconds(step, device, rounds)
     return [
-        f"training step, ResNet-18 of width {width}, batch {batch}, bfloat16 autocast, channels_last: "
-        f"plain {1e3 * times['plain']:.2f} ms, weight-normalised {times['weight-normalised'] / times['plain']:.3f} times it"
+        f"training step, ResNet-18 of width {width}, batch {batch}, bfloat16 autocast, channels_last",
+        f"plain {1e3 * times['plain']:.2f} ms, weight-normalised {times['weight-normalised'] / times['plain']:.3f} times it",
     ]
 
 

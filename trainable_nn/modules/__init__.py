@@ -15,14 +15,14 @@ from .residual import SpectrallyBoundedResidual
 from .skip import OrthogonalDownsample2d
 
 __all__ = [
+    "GELU1",
+    "ISRU",
     "Arctan",
     "EntryNormConv1d",
     "EntryNormConv2d",
     "EntryNormConv3d",
     "EntryNormLinear",
     "Erf1",
-    "GELU1",
-    "ISRU",
     "OrthogonalDownsample2d",
     "SiLU1",
     "SmoothReLU",

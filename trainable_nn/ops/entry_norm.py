@@ -14,8 +14,8 @@ leak w and 0 w let an infinite or NaN weight come out as no number.
 import torch
 from torch import Tensor
 
-from .differentiable import Formulas, Kernels, differentiable
-from .registry import define, like
+from .differentiable import Formulas, differentiable
+from .registry import define_map
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -49,36 +49,13 @@ def _second(v: Tensor, g: Tensor, w: Tensor, eps: float, gain: float, leak: floa
     return (-3.0 * gain * y * ((u * r) * k) * ((h * r) * k) + 0.0 * x).to(w.dtype)
 
 
-def _both(v: Tensor, g: Tensor, w: Tensor, eps: float, gain: float, leak: float) -> tuple[Tensor, Tensor]:
-    constants = (eps, gain, leak)
-    return like(w, _first(v, w, *constants)), like(w, _second(v, g, w, *constants))
-
-
-_CONSTANTS = "float eps, float gain, float leak"
-
-_kernels = Kernels(
-    value=define(
-        f"entry_norm(Tensor w, {_CONSTANTS}) -> Tensor",
-        lambda w, *constants: like(w, _value(w, *constants)),
-        lambda w, *constants: torch.empty_like(w),
-    ),
-    first=define(
-        f"entry_norm_backward(Tensor g, Tensor w, {_CONSTANTS}) -> Tensor",
-        lambda g, w, *constants: like(w, _first(g, w, *constants)),
-        lambda g, w, *constants: torch.empty_like(w),
-    ),
-    second=define(
-        f"entry_norm_double_backward(Tensor v, Tensor g, Tensor w, {_CONSTANTS}) -> (Tensor, Tensor)",
-        _both,
-        lambda v, g, w, *constants: (torch.empty_like(w), torch.empty_like(w)),
-    ),
-)
-
-
 def _fold_batch(tensors, dims, size):
     """Entrywise: the batch is one more dimension of the tensor."""
     moved = [t.unsqueeze(0) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims)]
     return torch.broadcast_tensors(*moved), lambda out: out.expand(size, *out.shape[1:])
 
 
-entry_norm = differentiable(Formulas(_value, _first, _second), _kernels, _fold_batch)
+_formulas = Formulas(_value, _first, _second)
+_kernels = define_map("entry_norm", "float eps, float gain, float leak", _formulas)
+
+entry_norm = differentiable(_formulas, _kernels, _fold_batch)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .differentiable import Formulas, Kernels
+
 _library = torch.library.Library("trainable_nn", "DEF")  # kept: its end would take the schemas away
 
 
@@ -20,6 +22,31 @@ def define(schema: str, reference: Callable, fake: Callable) -> Callable:
     _library.impl(name, _of_equal_operands(name, reference), "CompositeExplicitAutograd")
     torch.library.register_fake(f"trainable_nn::{name}", fake, lib=_library)
     return getattr(torch.ops.trainable_nn, name).default
+
+
+def define_map(name: str, constants: str, formulas: Formulas) -> Kernels:
+    """Register the three operators of one map: NAME, NAME_backward and NAME_double_backward."""
+
+    def both(v: Tensor, g: Tensor, w: Tensor, *c: float) -> tuple[Tensor, Tensor]:
+        return like(w, formulas.first(v, w, *c)), like(w, formulas.second(v, g, w, *c))
+
+    return Kernels(
+        value=define(
+            f"{name}(Tensor w, {constants}) -> Tensor",
+            lambda w, *c: like(w, formulas.value(w, *c)),
+            lambda w, *c: torch.empty_like(w),
+        ),
+        first=define(
+            f"{name}_backward(Tensor g, Tensor w, {constants}) -> Tensor",
+            lambda g, w, *c: like(w, formulas.first(g, w, *c)),
+            lambda g, w, *c: torch.empty_like(w),
+        ),
+        second=define(
+            f"{name}_double_backward(Tensor v, Tensor g, Tensor w, {constants}) -> (Tensor, Tensor)",
+            both,
+            lambda v, g, w, *c: (torch.empty_like(w), torch.empty_like(w)),
+        ),
+    )
 
 
 def _of_equal_operands(name: str, reference: Callable) -> Callable:

@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from .differentiable import Formulas, Kernels, differentiable
-from .registry import define, like
+from .differentiable import Formulas, differentiable
+from .registry import define_map
 
 
 def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,31 +64,6 @@ def _second(v: Tensor, g: Tensor, w: Tensor, eps: float, gain: float) -> Tensor:
     return (gain * (n * (3.0 * a * b - c) - b * u - a * h) * (rho / scale) * (rho / scale)).to(w.dtype)
 
 
-def _both(v: Tensor, g: Tensor, w: Tensor, eps: float, gain: float) -> tuple[Tensor, Tensor]:
-    return like(w, _first(v, w, eps, gain)), like(w, _second(v, g, w, eps, gain))
-
-
-_CONSTANTS = "float eps, float gain"
-
-_kernels = Kernels(
-    value=define(
-        f"weight_norm(Tensor w, {_CONSTANTS}) -> Tensor",
-        lambda w, *constants: like(w, _value(w, *constants)),
-        lambda w, *constants: torch.empty_like(w),
-    ),
-    first=define(
-        f"weight_norm_backward(Tensor g, Tensor w, {_CONSTANTS}) -> Tensor",
-        lambda g, w, *constants: like(w, _first(g, w, *constants)),
-        lambda g, w, *constants: torch.empty_like(w),
-    ),
-    second=define(
-        f"weight_norm_double_backward(Tensor v, Tensor g, Tensor w, {_CONSTANTS}) -> (Tensor, Tensor)",
-        _both,
-        lambda v, g, w, *constants: (torch.empty_like(w), torch.empty_like(w)),
-    ),
-)
-
-
 def _fold_batch(tensors, dims, size):
     """Rows are independent: the batch is more rows."""
     moved = [t.unsqueeze(0) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims)]
@@ -97,4 +72,7 @@ def _fold_batch(tensors, dims, size):
     return folded, lambda out: out.unflatten(0, moved[0].shape[:2]).expand(size, *moved[0].shape[1:])
 
 
-weight_norm = differentiable(Formulas(_value, _first, _second), _kernels, _fold_batch)
+_formulas = Formulas(_value, _first, _second)
+_kernels = define_map("weight_norm", "float eps, float gain", _formulas)
+
+weight_norm = differentiable(_formulas, _kernels, _fold_batch)

@@ -15,6 +15,7 @@ from torch import nn
 
 import trainable_nn as tnn
 from trainable_nn.convert import Recipe
+from trainable_nn.demo.resnet import PreActResNet18
 from trainable_nn.errors import ConversionError
 from trainable_nn.modules.preactivation import PreActivationBlock
 from trainable_nn.modules.shortcut import PooledConv2d, PooledSequential
@@ -65,6 +66,15 @@ def test_a_converted_torchvision_network_folds_on_an_odd_size(name):
     torch.manual_seed(0)
     model = tnn.convert_model(torchvision_model(name, num_classes=10)).eval()
     check(model, images(1, 3, 75, 61, dtype=torch.float32), FLOAT32)
+
+
+def test_the_network_of_the_demo_folds_and_keeps_its_own_blocks():
+    model = tnn.convert_model(PreActResNet18(width=4)).eval()
+    folded = tnn.fold(model)
+    x = images(2, 3, 16, 16, dtype=torch.float32)
+    assert distance(folded(x), model(x)) < 1e-6
+    assert not any(isinstance(module, PooledConv2d) for module in folded.modules())
+    assert type(folded) is PreActResNet18
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, (2, 1), (1, 3), (2, 3)])

@@ -9,7 +9,8 @@ from torch.nn.utils import parametrize
 from ..errors import ConversionError
 from .plain import RULES
 
-OURS = __name__.partition(".")[0] + "."
+PACKAGE = __name__.partition(".")[0]
+OURS = (f"{PACKAGE}.modules.", f"{PACKAGE}.parametrizations")  # a network of the demo is the user's, as any other
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 // Weight normalisation on the CPU, compiled once per instruction set.
 // Schema, reference and gradient: trainable_nn/ops/weight_norm.py.  The formula: weight_norm.h.
 //
-// A row is read twice, the second time from cache: sums, then results.  Rows whose runs are long are
-// taken one at a time; rows whose entries lie scattered (a transposed matrix) are taken side by side.
+// A row is read twice, the second time from cache: sums, then results; while one row is written the next
+// is summed, so that memory is never idle.  Rows whose runs are long are taken one at a time; rows whose
+// entries lie scattered (a transposed matrix) are taken side by side.
 #include "vector.h"
 
 namespace tnn {
@@ -53,67 +54,70 @@ template <class S, Derivative D> struct Kernel {
     return RowFactors(again ? shrunk_sums(row) : sums, call.eps, call.gain, again);
   }
 
+  template <class Place> TNN_INLINE void add(Sums<D>& sums, Place at, int64_t i) const {
+    const auto x = widen(at.load(w + i)), h = D != kValue ? widen(at.load(g + i)) : x;
+    const auto u = D == kSecond ? widen(at.load(v + i)) : x;
+    for (unsigned p = 0; p < sizeof x.part / sizeof x.part[0]; ++p) sums.add(x.part[p], h.part[p], u.part[p]);
+  }
+
+  // each(place, i) for each register of a row; the sums of what it adds to its argument
   static constexpr int64_t kSummands = 1024;  // sums of sums: rounding grows with a row's root, not with the row
-  void add_run(RowSums& sums, int64_t i, int64_t n) const {
-    for (int64_t j = 0; j < n; j += kSummands) {
-      Sums<D> block;
-      const int64_t k = i + j;
-      for_registers<S>(n - j < kSummands ? n - j : kSummands, [&](auto at) {
-        const auto x = widen(at.load(w + k)), h = D != kValue ? widen(at.load(g + k)) : x;
-        const auto u = D == kSecond ? widen(at.load(v + k)) : x;
-        for (unsigned p = 0; p < sizeof x.part / sizeof x.part[0]; ++p) block.add(x.part[p], h.part[p], u.part[p]);
-      });
-      block.add_to(sums);
-    }
+  template <class F> RowSums for_row(int64_t row, F each) const {
+    RowSums total;
+    for (int64_t o = 0; o < call.rows.outer; ++o)
+      for (int64_t j = 0; j < call.rows.inner; j += kSummands) {
+        const int64_t i = run_start(row, o) + j, left = call.rows.inner - j;
+        Sums<D> sums;
+        for_registers<S>(left < kSummands ? left : kSummands, [&](auto at) { each(at, i, sums); });
+        sums.add_to(total);
+      }
+    return total;
   }
 
-#ifdef TNN_BYTES
-  void float_results(int64_t row, const FloatRow<FloatV>& norm) const {
-    for (int64_t o = 0; o < call.rows.outer; ++o) {
-      const int64_t i = run_start(row, o), next = i + call.rows.inner;
-      for_registers<S>(call.rows.inner, [&](auto at) {
-        at.fetch(w + next);
-        at.fetch_to_write(out + next);
-        if constexpr (D == kValue) at.store(out + i, norm.value(at.load(w + i)));
-        if constexpr (D == kFirst) {
-          at.fetch(g + next);
-          at.store(out + i, norm.first_g(at.load(g + i), at.load(w + i)));
-        }
-      });
-    }
+  // Writes a row, from cache, and sums the next one, from memory, in one go.
+  template <bool Next, class Write> RowSums write_and_sum(int64_t row, Write write) const {
+    return for_row(row, [&](auto at, int64_t i, Sums<D>& sums) {
+      if constexpr (Next) add(sums, at, i + call.rows.inner);
+      at.fetch_to_write(out + i + call.rows.inner);
+      write(at, i);
+    });
   }
-#endif
 
-  void one_row(int64_t row) const {
-    RowSums sums;
-    for (int64_t o = 0; o < call.rows.outer; ++o) add_run(sums, run_start(row, o), call.rows.inner);
+  // Writes a row, given its sums; the sums of the next row.
+  template <bool Next> RowSums one_row(int64_t row, const RowSums& sums) const {
     const RowFactors row_factors = factors(sums, row);
 #ifdef TNN_BYTES
     if constexpr (D != kSecond && sizeof(Stored) == 4)
-      if (row_factors.fits_float()) return float_results(row, FloatRow<FloatV>(row_factors));
+      if (row_factors.fits_float()) {
+        const FloatRow<FloatV> norm(row_factors);
+        return write_and_sum<Next>(row, [&](auto at, int64_t i) {
+          if constexpr (D == kValue) at.store(out + i, norm.value(at.load(w + i)));
+          if constexpr (D == kFirst) at.store(out + i, norm.first_g(at.load(g + i), at.load(w + i)));
+        });
+      }
 #endif
     const WeightNorm<Double, kShrinks> norm(row_factors);
-    for (int64_t o = 0; o < call.rows.outer; ++o) {
-      const int64_t i = run_start(row, o);
-      const int64_t next = i + call.rows.inner;  // this pass runs from cache: memory fetches the next row meanwhile
-      for_registers<S>(call.rows.inner, [&](auto at) {
-        at.fetch(w + next);
-        at.fetch_to_write(out + next);
-        if (D != kValue) at.fetch(g + next);
-        const auto x = widen(at.load(w + i));
-        const auto value = [&](Double a) { return norm.value(a); };
-        const auto first_g = [&](Double a, Double b) { return norm.first_g(b, a); };
-        const auto first_v = [&](Double a, Double b) { return norm.first_v(b, a); };
-        const auto second = [&](Double a, Double b, Double c) { return norm.second(c, b, a); };
-        if (D == kValue) at.store(out + i, narrow(each(value, x)));
-        if (D == kFirst) at.store(out + i, narrow(each(first_g, x, widen(at.load(g + i)))));
-        if (D == kSecond) {
-          const auto u = widen(at.load(v + i));
-          at.store(out + i, narrow(each(first_v, x, u)));
-          at.store(out_w + i, narrow(each(second, x, widen(at.load(g + i)), u)));
-        }
-      });
-    }
+    const auto value = [&](Double a) { return norm.value(a); };
+    const auto first_g = [&](Double a, Double b) { return norm.first_g(b, a); };
+    const auto first_v = [&](Double a, Double b) { return norm.first_v(b, a); };
+    const auto second = [&](Double a, Double b, Double c) { return norm.second(c, b, a); };
+    return write_and_sum<Next>(row, [&](auto at, int64_t i) {
+      const auto x = widen(at.load(w + i));
+      if (D == kValue) at.store(out + i, narrow(each(value, x)));
+      if (D == kFirst) at.store(out + i, narrow(each(first_g, x, widen(at.load(g + i)))));
+      if (D == kSecond) {
+        const auto u = widen(at.load(v + i));
+        at.store(out + i, narrow(each(first_v, x, u)));
+        at.store(out_w + i, narrow(each(second, x, widen(at.load(g + i)), u)));
+      }
+    });
+  }
+
+  void one_by_one(int64_t begin, int64_t end) const {
+    if (begin >= end) return;
+    RowSums sums = for_row(begin, [&](auto at, int64_t i, Sums<D>& sums) { add(sums, at, i); });
+    for (int64_t row = begin; row + 1 < end; ++row) sums = one_row<true>(row, sums);
+    one_row<false>(end - 1, sums);
   }
 
   // Rows [row, row + n) side by side; their runs are neighbours in memory.
@@ -148,7 +152,7 @@ template <class S, Derivative D> struct Kernel {
 
   void run(int64_t begin, int64_t end) const {
     if (call.rows.outer == 1 || call.rows.inner >= 4 * lanes<S>())
-      for (int64_t row = begin; row < end; ++row) one_row(row);
+      one_by_one(begin, end);
     else
       for (int64_t row = begin; row < end; row += kSide) rows_side_by_side(row, end - row < kSide ? end - row : kSide);
   }

@@ -77,7 +77,13 @@ template <class S, Derivative D> struct Kernel {
   // Writes a row, from cache, and sums the next one, from memory, in one go.
   template <bool Next, class Write> RowSums write_and_sum(int64_t row, Write write) const {
     return for_row(row, [&](auto at, int64_t i, Sums<D>& sums) {
-      if constexpr (Next) add(sums, at, i + call.rows.inner);
+      constexpr int64_t ahead = 4096 / sizeof(S);  // the hardware fetches ahead within a page of 4 KiB only
+      if constexpr (Next) {
+        const int64_t next = i + call.rows.inner;
+        at.fetch(w + next + ahead);
+        if (D != kValue) at.fetch(g + next + ahead);
+        add(sums, at, next);
+      }
       at.fetch_to_write(out + i + call.rows.inner);
       write(at, i);
     });

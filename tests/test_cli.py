@@ -31,6 +31,7 @@ TINY = ["--epochs", "1", "--width", "2", "--size", "8", "--train-images", "128",
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # test runners narrow it, and a table then breaks words
 
 
 @pytest.fixture

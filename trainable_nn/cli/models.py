@@ -120,8 +120,10 @@ def _module(place: str, spec: str) -> Any:
         file_spec.loader.exec_module(module)
         return module
     except Exception as error:  # the module may raise anything while it loads
+        missing = isinstance(error, ModuleNotFoundError)
+        way_out = "Install it, or run where it is" if missing else "Check that it fits the installed torch, or mend it"
         raise OptionError(
-            f"{spec}: importing {place} raised {type(error).__name__}: {error}. Install it, or run where it is."
+            f"{spec}: importing {place} raised {type(error).__name__}: {error}. {way_out}."
         ) from error
 
 

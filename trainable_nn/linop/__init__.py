@@ -3,6 +3,7 @@
 from .conv_parameter import ConvParameterJacobian
 from .jacobian import Jacobian
 from .norm import matrix_norm_at_most
+from .spectrum import Extremes, extreme_singular_values
 from .toeplitz import ToeplitzConv
 
-__all__ = ["ConvParameterJacobian", "Jacobian", "ToeplitzConv", "matrix_norm_at_most"]
+__all__ = ["ConvParameterJacobian", "Extremes", "Jacobian", "ToeplitzConv", "extreme_singular_values", "matrix_norm_at_most"]

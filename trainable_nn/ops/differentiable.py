@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 _transforming = torch._C._are_functorch_transforms_active  # what Function.apply itself asks
+_compiling, _exporting = torch.compiler.is_compiling, torch.compiler.is_exporting
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ def differentiable(formulas: Formulas, kernels: Kernels, fold_batch: Callable) -
     record = super(Function, Recorded).apply  # Function.apply only looks for transforms first; there are none
 
     def value(w: Tensor, *constants: float) -> Tensor:
-        if torch.compiler.is_compiling():
-            if _transforming() or torch.compiler.is_exporting():
+        if _compiling():
+            if _transforming() or _exporting():
                 return formulas.value(w, *constants)
             return Compiled.apply(w, *constants)
         if _transforming() or forward_ad._current_level >= 0:

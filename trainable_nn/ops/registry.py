@@ -16,12 +16,12 @@ _library = torch.library.Library("trainable_nn", "DEF")  # kept: its end would t
 
 
 def define(schema: str, reference: Callable, fake: Callable) -> Callable:
-    """Register one operator; returns its overload."""
+    """Register one operator; returns what its overload calls, a seventh of a small call's time sooner."""
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, _of_equal_operands(name, reference), "CompositeExplicitAutograd")
     torch.library.register_fake(f"trainable_nn::{name}", fake, lib=_library)
-    return getattr(torch.ops.trainable_nn, name).default
+    return getattr(torch.ops.trainable_nn, name).default._op
 
 
 def define_map(name: str, constants: str, formulas: Formulas) -> Kernels:

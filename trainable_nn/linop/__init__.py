@@ -6,4 +6,11 @@ from .norm import matrix_norm_at_most
 from .spectrum import Extremes, extreme_singular_values
 from .toeplitz import ToeplitzConv
 
-__all__ = ["ConvParameterJacobian", "Extremes", "Jacobian", "ToeplitzConv", "extreme_singular_values", "matrix_norm_at_most"]
+__all__ = [
+    "ConvParameterJacobian",
+    "Extremes",
+    "Jacobian",
+    "ToeplitzConv",
+    "extreme_singular_values",
+    "matrix_norm_at_most",
+]

@@ -1,0 +1,133 @@
+"""Any object with two products as a linear map of float64 vectors, whose products are counted."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .toeplitz import ToeplitzConv
+
+
+class Products:
+    """A v and A^H u on float64 (complex128) vectors; the products themselves run in A's dtype."""
+
+    def __init__(self, where: str, shape, dtype: torch.dtype, device, mv: Callable, rmv: Callable, dense=None) -> None:
+        self.where, self.shape, self.dtype, self.device, self.count = where, shape, dtype, device, 0
+        self._mv, self._rmv, self._dense = mv, rmv, dense
+        self.options = {"dtype": wide(dtype), "device": device}
+        self.eps = torch.finfo(dtype).eps  # the rounding of a product
+
+    def mv(self, v: Tensor) -> Tensor:
+        return self._taken(self._mv, v)
+
+    def rmv(self, u: Tensor) -> Tensor:
+        return self._taken(self._rmv, u)
+
+    def dense(self) -> Tensor:
+        """The matrix: the map's own, or from products with unit vectors of the smaller side."""
+        outputs, inputs = self.shape
+        if self._dense is not None:
+            with torch.no_grad():
+                return self._checked(self._dense().to(**self.options))
+        unit = torch.eye(min(self.shape), **self.options)
+        if inputs <= outputs:
+            return torch.stack([self.mv(e) for e in unit], 1)
+        return torch.stack([self.rmv(e) for e in unit], 1).mH
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.zeros(*shape, **self.options)
+
+    def random(self, seed: int) -> Callable[[int], Tensor]:
+        """Normal vectors of a stream that is the same on every device."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(n: int) -> Tensor:
+            return torch.randn(n, generator=generator, dtype=self.options["dtype"]).to(self.device)
+
+        return draw
+
+    def _taken(self, product: Callable, vector: Tensor) -> Tensor:
+        self.count += 1
+        with torch.no_grad():
+            return self._checked(product(vector.to(self.dtype)).to(**self.options).flatten())
+
+    def _checked(self, values: Tensor) -> Tensor:
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(
+                f"{self.where}: a product of the map has entries that are NaN or infinite. Check its weights, and scale "
+                f"them if {self.dtype} overflows."
+            )
+        return values
+
+
+def products_of(where: str, op) -> Products:
+    """The products of a matrix, of an object with ``mv`` and ``rmv`` on torch vectors, or of one of scipy's kind.
+
+    Raises:
+        TypeError, ValueError: naming ``where``; it has no products or no shape, integer entries, or no entries.
+    """
+    if isinstance(op, Tensor):
+        return _of_matrix(where, op)
+    if _has(op, "mv", "rmv"):
+        return _of_torch(where, op)
+    if _has(op, "matvec", "rmatvec"):
+        return _of_numpy(where, op)
+    raise TypeError(
+        f"{where}: {type(op).__name__} has neither mv and rmv nor matvec and rmatvec. Pass a matrix as a tensor, "
+        f"or a linear map such as ToeplitzConv."
+    )
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
+def _of_matrix(where: str, matrix: Tensor) -> Products:
+    if matrix.is_meta:
+        raise ValueError(f"{where}: the matrix is on the meta device, and its values are needed. Load them first.")
+    shape = _shape_of(where, matrix)
+    _check_dtype(where, matrix.dtype)
+    matrix = matrix.detach().to(wide(matrix.dtype))  # exact, so that its products round in float64 only
+    mv, rmv = (lambda v: matrix @ v), (lambda u: matrix.mH @ u)
+    return Products(where, shape, matrix.dtype, matrix.device, mv, rmv, lambda: matrix)
+
+
+def _of_torch(where: str, op) -> Products:
+    dtype = getattr(op, "dtype", None)
+    dtype = dtype if isinstance(dtype, torch.dtype) else torch.float64
+    device = getattr(op, "device", None) or getattr(getattr(op, "x", None), "device", "cpu")
+    _check_dtype(where, dtype)
+    if isinstance(op, ToeplitzConv):  # float64 reads its kernel exactly, and costs a single vector little
+        dtype = wide(dtype)
+        op = op.to(dtype)
+    dense = op.dense if callable(getattr(op, "dense", None)) else None
+    return Products(where, _shape_of(where, op), dtype, device, op.mv, op.rmv, dense)
+
+
+def _of_numpy(where: str, op) -> Products:
+    kind = str(getattr(op, "dtype", None))
+    dtype = getattr(torch, kind) if kind in ("float32", "complex64", "complex128") else torch.float64
+
+    def on_tensors(product):
+        return lambda vector: torch.as_tensor(product(vector.numpy()))
+
+    return Products(where, _shape_of(where, op), dtype, "cpu", on_tensors(op.matvec), on_tensors(op.rmatvec))
+
+
+def _shape_of(where: str, op) -> tuple[int, int]:
+    shape = tuple(getattr(op, "shape", ()))
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(
+            f"{where}: a map of shape (outputs, inputs), both at least 1, is needed, got {shape}. Without entries "
+            f"there are no singular values."
+        )
+    return int(shape[0]), int(shape[1])
+
+
+def _check_dtype(where: str, dtype: torch.dtype) -> None:
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise TypeError(f"{where}: the map's entries must be floats, got {dtype}. Convert it first.")
+
+
+def _has(op, *names: str) -> bool:
+    return all(callable(getattr(op, name, None)) for name in names)

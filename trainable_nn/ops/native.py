@@ -59,7 +59,8 @@ def empty_cache() -> int:
     """Give the memory that is kept for coming outputs back to the system; returns the number of bytes.
 
     The compiled CPU kernels keep freed outputs of 256 KiB and more for the next call, up to
-    TRAINABLE_NN_POOL_MIB (1024 by default, 0 for none), as CUDA's caching allocator does.
+    TRAINABLE_NN_POOL_MIB (1024 by default, 0 for none), as CUDA's caching allocator does. Such an output
+    cannot be resized in place (``Tensor.resize_``); everything else works as with any tensor.
     """
     if "cpu" not in loaded:
         return 0

@@ -1,5 +1,6 @@
 """Any object with two products as a linear map of float64 vectors, whose products are counted."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,30 +10,40 @@ from .toeplitz import ToeplitzConv
 
 
 class Products:
-    """A v and A^H u on float64 (complex128) vectors; the products themselves run in A's dtype."""
+    """A v and A^H u on float64 (complex128) vectors, A scaled; the products themselves run in A's dtype.
+
+    The scale is a power of two that brings the first result's largest entry to about 1, so that no square of a norm
+    overflows or vanishes; ``unscaled`` takes it back.
+    """
 
     def __init__(self, where: str, shape, dtype: torch.dtype, device, mv: Callable, rmv: Callable, dense=None) -> None:
         self.where, self.shape, self.dtype, self.device, self.count = where, shape, dtype, device, 0
         self._mv, self._rmv, self._dense = mv, rmv, dense
         self.options = {"dtype": wide(dtype), "device": device}
         self.eps = torch.finfo(dtype).eps  # the rounding of a product
+        self._exponent: int | None = None
 
     def mv(self, v: Tensor) -> Tensor:
-        return self._taken(self._mv, v)
+        return self._scaled(self._taken(self._mv, v, self.shape[0]))
 
     def rmv(self, u: Tensor) -> Tensor:
-        return self._taken(self._rmv, u)
+        return self._scaled(self._taken(self._rmv, u, self.shape[1]))
 
     def dense(self) -> Tensor:
         """The matrix: the map's own, or from products with unit vectors of the smaller side."""
         outputs, inputs = self.shape
         if self._dense is not None:
             with torch.no_grad():
-                return self._checked(self._dense().to(**self.options))
+                return self._scaled(self._checked(self._dense().to(**self.options), outputs * inputs))
         unit = torch.eye(min(self.shape), **self.options)
         if inputs <= outputs:
-            return torch.stack([self.mv(e) for e in unit], 1)
-        return torch.stack([self.rmv(e) for e in unit], 1).mH
+            return self._scaled(torch.stack([self._taken(self._mv, e, outputs) for e in unit], 1))
+        return self._scaled(torch.stack([self._taken(self._rmv, e, inputs) for e in unit], 1).mH)
+
+    def unscaled(self, value: float) -> float:
+        """The number that this is for A itself."""
+        half = (self._exponent or 0) // 2
+        return value * 2.0**half * 2.0 ** ((self._exponent or 0) - half)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, **self.options)
@@ -46,18 +57,32 @@ class Products:
 
         return draw
 
-    def _taken(self, product: Callable, vector: Tensor) -> Tensor:
+    def _taken(self, product: Callable, vector: Tensor, length: int) -> Tensor:
         self.count += 1
         with torch.no_grad():
-            return self._checked(product(vector.to(self.dtype)).to(**self.options).flatten())
+            return self._checked(product(vector.to(self.dtype)).to(**self.options), length).flatten()
 
-    def _checked(self, values: Tensor) -> Tensor:
+    def _checked(self, values: Tensor, numel: int) -> Tensor:
+        if values.numel() != numel:
+            raise ValueError(
+                f"{self.where}: a product gave {values.numel()} numbers, and the map's shape {self.shape} asks for "
+                f"{numel}. Check shape, mv and rmv."
+            )
         if not bool(torch.isfinite(values).all()):
             raise ValueError(
                 f"{self.where}: a product of the map has entries that are NaN or infinite. Check its weights, and scale "
                 f"them if {self.dtype} overflows."
             )
         return values
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        if self._exponent is None:
+            largest = float(values.abs().amax())
+            if largest == 0.0:
+                return values
+            self._exponent = math.frexp(largest)[1]
+        half = -self._exponent // 2  # in two factors: 2^1074 is itself past the largest float
+        return values * 2.0**half * 2.0 ** (-self._exponent - half)
 
 
 def products_of(where: str, op) -> Products:
@@ -74,7 +99,7 @@ def products_of(where: str, op) -> Products:
         return _of_numpy(where, op)
     raise TypeError(
         f"{where}: {type(op).__name__} has neither mv and rmv nor matvec and rmatvec. Pass a matrix as a tensor, "
-        f"or a linear map such as ToeplitzConv."
+        f"or a linear map such as ToeplitzConv; scipy.sparse.linalg.aslinearoperator makes one of scipy's matrices."
     )
 
 
@@ -89,7 +114,15 @@ def _of_matrix(where: str, matrix: Tensor) -> Products:
     _check_dtype(where, matrix.dtype)
     matrix = matrix.detach().to(wide(matrix.dtype))  # exact, so that its products round in float64 only
     mv, rmv = (lambda v: matrix @ v), (lambda u: matrix.mH @ u)
-    return Products(where, shape, matrix.dtype, matrix.device, mv, rmv, lambda: matrix)
+    return Products(
+        where,
+        shape,
+        matrix.dtype,
+        matrix.device,
+        mv,
+        rmv,
+        lambda: matrix.to_dense() if matrix.layout is not torch.strided else matrix,
+    )
 
 
 def _of_torch(where: str, op) -> Products:

@@ -33,8 +33,9 @@ class Extremes:
 
     ``smallest`` is the least of the min(outputs, inputs) singular values, so of A A^T where ``side`` is "outputs" (a
     wide matrix) and of A^T A where it is "inputs". A residual r is max(\|A v - s u\|, \|A^T u - s v\|) for unit u, v, as
-    measured at the end: some singular value lies within r of s. Converged means r plus the rounding of A's products is
-    at most tol * s. That s is the extreme one, and not a neighbour, is what a random start makes all but certain.
+    measured at the end: some singular value lies within r of s. Converged means that r, and an eps of A's dtype times
+    the largest for the rounding of its products, are at most tol * s together; a value at the level of rounding is so
+    never called converged. That s is the extreme one, and not a neighbour, is what a random start makes all but certain.
     What was not asked for is nan, and not converged. ``residuals`` are of the smallest and of the largest. ``method``
     is "dense", LAPACK's of the matrix, or "golub-kahan"; ``products`` counts single vectors that A or A^T was applied
     to, without those that made up a dense matrix by blocks.
@@ -73,29 +74,35 @@ def extreme_singular_values(
         op: a matrix as a tensor, or any object with ``shape`` (outputs, inputs) and ``mv``, ``rmv`` on torch vectors,
         or ``matvec``, ``rmatvec`` on numpy's.
     Cost:
-        At most ``most_products`` products, and 128 float64 vectors of each side; dense, O(m n min(m, n)).
+        At most ``most_products`` products, and 64 float64 vectors of each side (24 for the largest alone); dense,
+        the matrix by its own method or by products of its smaller side, then O(m n min(m, n)).
     Raises:
         TypeError: op has no such products, or its dtype is no float.
         ValueError: op is empty, tol is outside (0, 1), an option is unknown, or products are NaN or infinite.
     """
     _check_options(tol, which, most_products)
     products = products_of("extreme_singular_values", op)
-    outputs, inputs = products.shape
-    small = min(outputs, inputs) <= dense_up_to and outputs * inputs <= DENSE_ENTRIES
-    found = _dense(products) if which != "largest" and small else _lanczos(products, tol, which, most_products, seed)
+    small = min(products.shape) <= dense_up_to and math.prod(products.shape) <= DENSE_ENTRIES
+    if small and which != "largest":
+        return _extremes(_dense(products), products, tol, which, "dense")
+    return _extremes(_lanczos(products, tol, which, most_products, seed), products, tol, which, "golub-kahan")
+
+
+def _extremes(found: dict, products: Products, tol: float, which: str, method: str) -> Extremes:
     floor = products.eps * found["largest"][0]  # what the products' arithmetic can't resolve
     nothing = (math.nan, math.nan)
-    least, greatest = (found[end] if which in ("both", end) else nothing for end in ("smallest", "largest"))
-    shown = [bool(r + floor <= tol * value) or (value == 0 == r) for value, r in (least, greatest)]
+    ends = [found[end] if which in ("both", end) else nothing for end in ("smallest", "largest")]
+    shown = [r + floor <= tol * value or value == 0 == r for value, r in ends]
+    smallest, largest = (products.unscaled(value) for value, _ in ends)
     return Extremes(
-        smallest=least[0],
-        largest=greatest[0],
-        residuals=(least[1], greatest[1]),
+        smallest=smallest,
+        largest=largest,
+        residuals=tuple(products.unscaled(r) for _, r in ends),
         smallest_converged=shown[0],
         largest_converged=shown[1],
         products=products.count,
-        method=found["method"],
-        side="outputs" if outputs < inputs else "inputs",
+        method=method,
+        side="outputs" if products.shape[0] < products.shape[1] else "inputs",
     )
 
 
@@ -105,8 +112,8 @@ def _check_options(tol: float, which: str, most_products: int) -> None:
         raise ValueError(f"{where}: tol must be between 0 and 1, got {tol}. It is relative to the singular value.")
     if which not in ENDS:
         raise ValueError(f"{where}: which must be one of {', '.join(ENDS)}, got {which!r}.")
-    if most_products < 4:
-        raise ValueError(f"{where}: most_products must be at least 4, got {most_products}.")
+    if most_products < 8:
+        raise ValueError(f"{where}: most_products must be at least 8, four of them for residuals, got {most_products}.")
 
 
 def _dense(products: Products) -> dict:
@@ -119,7 +126,7 @@ def _dense(products: Products) -> dict:
         back = torch.linalg.vector_norm(matrix.mH @ left - s[i] * right)
         return float(s[i]), float(torch.maximum(forward, back))
 
-    return {"smallest": end(-1), "largest": end(0), "method": "dense"}
+    return {"smallest": end(-1), "largest": end(0)}
 
 
 def _lanczos(products: Products, tol: float, which: str, most_products: int, seed: int) -> dict:
@@ -138,7 +145,7 @@ def _lanczos(products: Products, tol: float, which: str, most_products: int, see
     found = {end: bases.measured(end) for end in ends}
     found.setdefault("largest", (bases.values_at("largest"), math.nan))
     found.setdefault("smallest", (math.nan, math.nan))
-    return {**found, "method": "golub-kahan"}
+    return found
 
 
 class Bases:

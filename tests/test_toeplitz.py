@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 import trainable_nn as tnn
-from trainable_nn.linop import ConvParameterJacobian, ToeplitzConv
+from trainable_nn.linop import ConvParameterJacobian, ToeplitzConv, extreme_singular_values
 
 F64 = torch.float64
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -121,7 +121,7 @@ def test_the_adjoint_identity_holds_to_rounding(dtype):
         v, u = (torch.randn(n, dtype=dtype) for n in reversed(operator.shape))
         gap = abs(float((u @ operator.mv(v) - operator.rmv(u) @ v).detach()))
         taps = layer.weight[0].numel() + operator.weight.shape[0]
-        assert gap <= 4 * taps * torch.finfo(dtype).eps * float(u.norm() * v.norm() * layer.weight.norm()) * 4
+        assert gap <= 4 * taps * torch.finfo(dtype).eps * float(u.norm() * v.norm() * layer.weight.detach().norm()) * 4
 
 
 def test_a_symmetric_crop_is_not_the_adjoint_of_same_padding_with_an_even_kernel():
@@ -370,6 +370,22 @@ def test_the_sparse_matrix_has_a_limit_and_holds_only_its_taps():
         operator.to_sparse(most_entries=3455)
 
 
+def test_only_the_kernels_device_is_used():
+    """Under another default device each index and each temporary would land there, and meta tensors can't be read."""
+    layer = nn.Conv2d(2, 3, 2, padding="same", padding_mode="replicate", dtype=F64)
+    x, dense = torch.randn(1, 2, 4, 3, dtype=F64), oracles.matrix_of(layer, (2, 4, 3))
+    v, u = torch.randn(24, dtype=F64), torch.randn(36, dtype=F64)
+    with torch.device("meta"):
+        operator, parameter = ToeplitzConv(layer, (2, 4, 3)), ConvParameterJacobian(layer, x, bias=True)
+        found = (operator.mv(v), operator.rmv(u), operator.dense(), operator.to_sparse().to_dense())
+        own = parameter.dense()
+        extremes = [extreme_singular_values(operator, dense_up_to=n) for n in (0, 100)]
+    for mine, exact in zip(found, (dense @ v, dense.T @ u, dense, dense)):
+        assert_close(mine, exact, **CLOSE)
+    assert_close(own, parameter_matrix(layer, x, ["weight", "bias"]), **CLOSE)
+    assert all(abs(e.largest - oracles.norm_of(dense)) < 1e-9 for e in extremes)
+
+
 def test_no_columns_give_no_columns():
     layer = nn.Conv1d(1, 2, 3, padding=1, padding_mode="circular", dtype=F64)
     for operator in (ToeplitzConv(layer, (1, 4)), ConvParameterJacobian(layer, torch.ones(1, 4, dtype=F64))):
@@ -415,6 +431,7 @@ BAD = {
         ValueError,
         r"one sample.*got \(1, 2, 5\). Leave the batch",
     ),
+    "a number": (lambda: ToeplitzConv(ONES, 5), ValueError, r"got \(5,\). Leave the batch out"),
     "no pixels": (lambda: ToeplitzConv(ONES, (2, 0)), ValueError, "all at least 1"),
     "channels": (lambda: ToeplitzConv(ONES, (3, 5)), ValueError, r"reads 2 channels, and input_shape \(3, 5\) has 3"),
     "groups": (lambda: ToeplitzConv(ONES, (4, 5), groups=2), ValueError, "groups must divide 3"),

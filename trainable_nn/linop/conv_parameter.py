@@ -1,6 +1,7 @@
 """The Jacobian of a convolution in its parameters, and its products joint with the one in its input."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ class ConvParameterJacobian(LinearMap):
         if self.layer_bias is not None:
             y = y + self._along_pixels(self.layer_bias)
         along_w = self._apply("joint_mv", self._push, dw, self.shape[1], self.shape[0])
-        along_x = self._apply("joint_mv", self._push_x, dx, self.x.numel(), self.shape[0])
+        along_x = self._apply("joint_mv", partial(self._push_x, kernel), dx, self.x.numel(), self.shape[0])
         return y.flatten(), along_w + along_x
 
     def joint_rmv(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,9 +128,9 @@ class ConvParameterJacobian(LinearMap):
         dw = self._pull_kernel(self.geometry.kernel_adjoint(wide, narrow))
         return torch.cat((dw, u.transpose(0, 1).flatten(1).sum(1))) if self.has_bias else dw
 
-    def _push_x(self, rows: Tensor) -> Tensor:
+    def _push_x(self, kernel: Tensor, rows: Tensor) -> Tensor:
         x = rows.reshape(-1, *self._batch.shape[1:])
-        return self._form(x, self._kernel(self.parameters)).reshape(-1, self.shape[0])
+        return self._form(x, kernel).reshape(-1, self.shape[0])
 
     def _pull_x(self, rows: Tensor) -> Tensor:
         product = self.geometry.correlate if self.transposed else self.geometry.scatter

@@ -73,7 +73,7 @@ class Geometry:
 
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Flat indices (narrow, wide, kernel) of every product in T; a triple of taps may meet one input twice."""
-        narrow, wide, tap = (torch.zeros(1, dtype=torch.int64) for _ in range(3))
+        narrow, wide, tap = (torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(3))
         for axis in range(self.axes):
             table = self._reached(axis)  # (narrow size, taps)
             row, column = (table >= 0).nonzero().T
@@ -81,8 +81,8 @@ class Geometry:
             narrow = _outer(narrow, row, self.narrow[1 + axis])
             wide = _outer(wide, at, self.wide[1 + axis])
             tap = _outer(tap, column, self.kernel[2 + axis])
-        channel = torch.arange(self.narrow[0])[:, None, None]
-        inner = torch.arange(self.kernel[1])[None, :, None]
+        channel = torch.arange(self.narrow[0], device="cpu")[:, None, None]
+        inner = torch.arange(self.kernel[1], device="cpu")[None, :, None]
         group = channel // (self.narrow[0] // self.groups)
         pixels, image, taps = (math.prod(s) for s in (self.narrow[1:], self.wide[1:], self.kernel[2:]))
         rows = (channel * pixels + narrow).expand(-1, self.kernel[1], -1)
@@ -94,8 +94,8 @@ class Geometry:
         """Which pixel of wide output i reads at tap t; -1 for a padded zero."""
         before, after = (e + self.padding[axis] for e in self.edges[axis])
         line = _line(self.wide[1 + axis], before, after, self.mode)
-        i = torch.arange(self.narrow[1 + axis])[:, None] * self.stride[axis]
-        return line[i + torch.arange(self.kernel[2 + axis]) * self.dilation[axis]]
+        i = torch.arange(self.narrow[1 + axis], device="cpu")[:, None] * self.stride[axis]
+        return line[i + torch.arange(self.kernel[2 + axis], device="cpu") * self.dilation[axis]]
 
     def _padded(self, x: Tensor) -> Tensor:
         if not any(map(any, self.edges)):
@@ -133,7 +133,8 @@ def geometry_of(
     Raises:
         ValueError: naming ``where``, for arguments that torch's convolution would not take, and for an empty output.
     """
-    kernel, input_shape, axes = tuple(kernel), tuple(input_shape), len(kernel) - 2
+    kernel, axes = tuple(kernel), len(kernel) - 2
+    input_shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
     _check_shapes(where, kernel, input_shape, groups, transposed)
     stride, dilation = (_each(where, n, v, axes, 1) for n, v in (("stride", stride), ("dilation", dilation)))
     extra = _each(where, "output_padding", output_padding, axes, 0)
@@ -230,7 +231,7 @@ def _check_reach(where, given, sizes, mode) -> None:
 
 def _line(n: int, before: int, after: int, mode: str) -> Tensor:
     """Which pixel stands where in a padded line of n: torch's own padding of 0 ... n - 1; -1 is a zero."""
-    pixels = torch.arange(n, dtype=torch.float64).reshape(1, 1, n)
+    pixels = torch.arange(n, dtype=torch.float64, device="cpu").reshape(1, 1, n)
     if mode == "zeros":
         return F.pad(pixels, (before, after), value=-1.0).flatten().long()
     return F.pad(pixels, (before, after), mode=mode).flatten().long()

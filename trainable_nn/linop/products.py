@@ -50,10 +50,10 @@ class Products:
 
     def random(self, seed: int) -> Callable[[int], Tensor]:
         """Normal vectors of a stream that is the same on every device."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
 
         def draw(n: int) -> Tensor:
-            return torch.randn(n, generator=generator, dtype=self.options["dtype"]).to(self.device)
+            return torch.randn(n, generator=generator, dtype=self.options["dtype"], device="cpu").to(self.device)
 
         return draw
 

@@ -88,7 +88,8 @@ class ToeplitzConv(LinearMap):
         narrow, wide, kernel = (index.to(self.device) for index in self.geometry.entries())
         places = torch.stack((wide, narrow) if self.transposed else (narrow, wide))
         values = self.weight.detach().flatten()[kernel]
-        return torch.sparse_coo_tensor(places, values, self.shape).coalesce().to_sparse_csr()
+        options = {"device": self.device, "check_invariants": False}
+        return torch.sparse_coo_tensor(places, values, self.shape, **options).coalesce().to_sparse_csr()
 
     def __repr__(self) -> str:
         kind = "transposed, " if self.transposed else ""

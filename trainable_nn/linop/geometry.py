@@ -147,21 +147,21 @@ def geometry_of(
         other = [(n - 1) * s - a - b + q + 1 + e for n, s, (a, b), q, e in zip(sizes, stride, given, spans, extra)]
         narrow, wide = input_shape, (kernel[1] * groups, *other)
     else:
-        if any(extra):
-            raise ValueError(f"{where}: output_padding belongs to transposed convolutions. Leave it 0.")
-        given = _padding(where, padding, stride, spans)
-        _check_reach(where, given, sizes, padding_mode)
+        given = _padding(where, padding, padding_mode, stride, spans, sizes, extra)
         other = [(n + a + b - q - 1) // s + 1 for n, (a, b), q, s in zip(sizes, given, spans, stride)]
         narrow, wide = (kernel[0], *other), input_shape
-    if min(other) < 1:
+    _check_output(where, sizes, kernel, other)
+    native = padding_mode == "zeros" and all(a == b for a, b in given)
+    own, edges = (tuple(a for a, _ in given), ((0, 0),) * axes) if native else ((0,) * axes, given)
+    return Geometry(wide, narrow, kernel, stride, dilation, own, edges, groups, padding_mode)
+
+
+def _check_output(where, sizes, kernel, output) -> None:
+    if min(output) < 1:
         raise ValueError(
-            f"{where}: an image of {sizes} with kernel {kernel[2:]} gives an output of sizes {tuple(other)}, and "
+            f"{where}: an image of {sizes} with kernel {kernel[2:]} gives an output of sizes {tuple(output)}, and "
             f"every size must be at least 1. Use a larger image or more padding."
         )
-    native = padding_mode == "zeros" and all(a == b for a, b in given)
-    none = ((0, 0),) * axes
-    own, edges = (tuple(a for a, _ in given), none) if native else ((0,) * axes, given)
-    return Geometry(wide, narrow, kernel, stride, dilation, own, edges, groups, padding_mode)
 
 
 def _check_shapes(where, kernel, input_shape, groups, transposed) -> None:
@@ -194,15 +194,20 @@ def _each(where: str, name: str, value, axes: int, least: int) -> tuple[int, ...
     return values
 
 
-def _padding(where, padding, stride, spans) -> tuple[tuple[int, int], ...]:
+def _padding(where, padding, mode, stride, spans, sizes, extra) -> tuple[tuple[int, int], ...]:
+    if any(extra):
+        raise ValueError(f"{where}: output_padding belongs to transposed convolutions. Leave it 0.")
     if padding == "valid":
-        return ((0, 0),) * len(spans)
-    if padding == "same":
+        given = ((0, 0),) * len(spans)
+    elif padding == "same":
         if any(s != 1 for s in stride):
             raise ValueError(f"{where}: padding='same' needs stride 1, got stride={stride}. Give numbers.")
-        return tuple((span // 2, span - span // 2) for span in spans)  # the odd pixel goes behind, as in torch
-    numbers = _each(where, "padding, if not 'same' or 'valid',", padding, len(spans), 0)
-    return tuple((p, p) for p in numbers)
+        given = tuple((span // 2, span - span // 2) for span in spans)  # the odd pixel goes behind, as in torch
+    else:
+        numbers = _each(where, "padding, if not 'same' or 'valid',", padding, len(spans), 0)
+        given = tuple((p, p) for p in numbers)
+    _check_reach(where, given, sizes, mode)
+    return given
 
 
 def _transposed_padding(where, padding, mode, stride, dilation, extra) -> tuple[tuple[int, int], ...]:

@@ -3,6 +3,7 @@
 from .conv_parameter import ConvParameterJacobian
 from .jacobian import Jacobian
 from .norm import matrix_norm_at_most
+from .operator_norm import convolution_norm_at_most, operator_norm_at_most
 from .spectrum import Extremes, extreme_singular_values
 from .toeplitz import ToeplitzConv
 
@@ -11,6 +12,8 @@ __all__ = [
     "Extremes",
     "Jacobian",
     "ToeplitzConv",
+    "convolution_norm_at_most",
     "extreme_singular_values",
     "matrix_norm_at_most",
+    "operator_norm_at_most",
 ]

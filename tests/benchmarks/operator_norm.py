@@ -1,0 +1,87 @@
+"""Proved bound over the truth, and seconds, for the 20 convolutions of the CIFAR ResNet-18.
+
+The truth of a layer is ARPACK's largest singular value (scipy svds, tol 1e-6) of the zero-padded convolution in
+float64, an estimate from below, which is also the peer in time; ``--truth N`` leaves it out above N
+inputs. Seconds are CPU seconds of the process, over its threads; the total counts each layer as often as it occurs.
+
+    python tests/benchmarks/operator_norm.py [--threads 1] [--truth 20000] [--weights random spiked heavy] [--none]
+"""
+
+import argparse
+import math
+import time
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, svds
+from torch import nn
+
+from trainable_nn.linop import operator_norm_at_most
+
+
+def resnet18() -> list[tuple[int, int, int, int, int, int]]:
+    """(in, out, kernel, stride, n, how often)"""
+    layers, width, n = [(3, 64, 3, 1, 32, 1), (64, 64, 3, 1, 32, 4)], 64, 32
+    while width < 512:
+        layers += [(width, 2 * width, 3, 2, n, 1), (width, 2 * width, 1, 2, n, 1)]
+        width, n = 2 * width, n // 2
+        layers.append((width, width, 3, 1, n, 3))
+    return layers
+
+
+def fill(weight: torch.Tensor, kind: str) -> None:
+    """He's random weights; the same under a rank-one spike with a random pattern; or Student's t with 2.1 degrees."""
+    nn.init.kaiming_normal_(weight)
+    if kind == "heavy":
+        weight.data = torch.distributions.StudentT(2.1).sample(weight.shape) * 0.02
+    if kind == "spiked":
+        rows, columns = (nn.functional.normalize(torch.randn(n), dim=0) for n in weight.shape[:2])
+        pattern = nn.functional.normalize(torch.randn(weight[0, 0].numel()), dim=0).reshape(weight.shape[2:])
+        weight.data += 2 * torch.einsum("o,i,yx->oiyx", rows, columns, pattern)
+
+
+def truth(conv: nn.Conv2d, n: int) -> float:
+    weight, shape, options = conv.weight.detach().double(), (1, conv.in_channels, n, n), (conv.stride, conv.padding)
+    out = (1, conv.out_channels, *(2 * [(n - 1) // conv.stride[0] + 1]))
+    forth = lambda v: nn.functional.conv2d(torch.from_numpy(v).reshape(shape), weight, None, *options).numpy().ravel()
+    back = lambda v: nn.grad.conv2d_input(shape, weight, torch.from_numpy(v).reshape(out), *options).numpy().ravel()
+    operator = LinearOperator((math.prod(out), math.prod(shape)), matvec=forth, rmatvec=back, dtype=np.float64)
+    return float(svds(operator, 1, tol=1e-6, return_singular_vectors=False, random_state=0)[0])
+
+
+def cpu_seconds(f, *arguments) -> tuple[float, float]:
+    start = time.process_time()
+    value = f(*arguments)
+    return value, time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--truth", type=int, default=20_000, help="most inputs of a layer whose truth is found")
+    parser.add_argument("--weights", nargs="+", default=["random", "spiked", "heavy"])
+    parser.add_argument("--none", action="store_true", help="the bound for every size too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    operator_norm_at_most(nn.Conv2d(8, 8, 3), (8, 8))  # loads the libraries
+    for kind in arguments.weights:
+        total = 0.0
+        print(f"{kind + ' weights':28s} {'bound/truth':>12s} {'s':>8s} {'s, svds':>8s}")
+        for c, d, k, s, n, times in resnet18():
+            torch.manual_seed(0)
+            conv = nn.Conv2d(c, d, k, s, k // 2, bias=False)
+            fill(conv.weight, kind)
+            bound, seconds = cpu_seconds(operator_norm_at_most, conv, (n, n))
+            total += times * seconds
+            found, peer = cpu_seconds(truth, conv, n) if c * n * n <= arguments.truth else (math.nan, math.nan)
+            name = f"{times} x {c:3d} -> {d:3d} {k}x{k}/{s} n={n}"
+            every = ""
+            if arguments.none:
+                bound_every, seconds_every = cpu_seconds(operator_norm_at_most, conv, None)
+                every = f"   every size: {bound_every / found:7.4f} {seconds_every:6.2f} s"
+            print(f"{name:28s} {bound / found:12.4f} {seconds:8.3f} {peer:8.3f}{every}", flush=True)
+        print(f"{'the network':28s} {'':12s} {total:8.2f}\n")
+
+
+if __name__ == "__main__":
+    main()

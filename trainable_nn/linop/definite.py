@@ -9,7 +9,8 @@ is more than that.
 
 Which t to try is guessed by Lanczos; a wrong guess costs another factorisation and enters no bound.
 
-Assumes IEEE float64 with rounding to nearest, and factors by inner products, as in every CPU library of torch.
+Assumes IEEE float64 with rounding to nearest, and products and factors by inner products (no Strassen, no complex
+product by three real ones), as every CPU library of torch has them; so all of it runs on the CPU.
 
 Source: Rump (2006), Verification of positive definiteness, BIT 46; Higham (2002), theorem 10.3.
 """

@@ -76,7 +76,9 @@ def test_a_block_that_no_rule_covers_is_named_with_its_path_and_the_way_out(kind
     "kind", [DependsOnMode, DropsByFunction, EndsInActivation, WithoutNorm, SharedNorm, Gated, WithParameter, TwoInputs]
 )
 def test_what_only_the_move_cannot_do_is_accepted_without_it(kind):
-    tnn.convert_model(nn.Sequential(kind(4, 4)), Recipe(preactivation=False))
+    converted = tnn.convert_model(nn.Sequential(kind(4, 4)), Recipe(preactivation=False))
+    assert type(converted[0]) is kind  # an identity shortcut: nothing to add, so the block is as it was
+    assert [step.path for step in converted.conversion_report.steps] == ["0"]
 
 
 def test_an_addition_by_name_is_one_too():

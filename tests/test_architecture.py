@@ -10,7 +10,7 @@ import trainable_nn
 PACKAGE = pathlib.Path(trainable_nn.__file__).parent
 FLOORS = {
     "errors": -1,  # every room raises them
-    "ops": 0, "theory": 0, "linop": 0,
+    "ops": 0, "theory": 0, "linop": 0, "tracing": 0,
     "functional": 1,
     "modules": 2, "parametrizations": 2,
     "convert": 3, "certify": 3,

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from . import tracing
+from .. import tracing
+from ..tracing import NotTraceable
 from .layers import LINEAR, Layer, flatten, why_unknown
-from .tracing import NotTraceable
 
 CHAINLESS = "its branch is more than a chain of known steps"
 

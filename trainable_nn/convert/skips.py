@@ -8,9 +8,9 @@ from torch import nn
 
 from ..modules.shortcut import PooledConv2d, PooledSequential
 from ..modules.skip import OrthogonalDownsample2d
+from ..tracing import chain_of
 from .blocks import Anatomy, layers_of
 from .layers import Layer, is_sequence
-from .tracing import chain_of
 
 
 class Refused(Exception):

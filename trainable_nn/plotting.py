@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,28 @@ def loss_curves(axes: Axes, losses: Mapping[str, Sequence[float]], *, steps: Map
     axes.set_title("Training loss")
     axes.grid(True, which="major", alpha=0.3)
     axes.legend()
+
+
+def loss_bands(axes: Axes, losses: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Mean training loss of several trials over epochs, in a band of one standard deviation; trials of one length."""
+    for style, (name, trials) in zip(STYLES, losses.items(), strict=False):
+        if not trials:
+            continue
+        columns = list(zip(*trials, strict=True))
+        means = [statistics.fmean(column) for column in columns]
+        deviations = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
+        epochs = range(1, len(means) + 1)
+        low = [max(mean - width, min(column)) for mean, width, column in zip(means, deviations, columns, strict=True)]
+        high = [mean + width for mean, width in zip(means, deviations, strict=True)]
+        axes.plot(epochs, means, label=f"{name}, {len(trials)} trials", markersize=4, linewidth=1.6, zorder=3, **style)
+        axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("training loss")
+    axes.grid(True, which="both", alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
 
 
 def accuracy_curves(axes: Axes, accuracies: Mapping[str, Sequence[float]]) -> None:

@@ -91,11 +91,9 @@ def convert_and_save(request: Request, output: pathlib.Path, *, as_json: bool) -
 
 def print_plan(plan: convert.Plan, *, all_steps: bool = True) -> None:
     """The plan as a table: what changes at each path, how many keys survive, and why."""
-    recipe = plan.recipe
     changed = [step for step in plan.steps if step.changes]
     title = (
-        f"{plan.model}, recipe {recipe.name} (skip={recipe.skip}, preactivation={recipe.preactivation}): "
-        f"{len(changed)} of {len(plan.steps)} places change"
+        f"{plan.model}, recipe {plan.recipe}: {len(changed)} of {len(plan.steps)} places change"
     )
     rows = [_row(step) for step in (plan.steps if all_steps else changed)]
     out = stdout()

@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from .blocks import Anatomy
+from .chain import chain_of_blocks
 from .checks import check_keep, check_model
 from .measure import function_change
 from .plan import Plan, Step
-from .recipes import Recipe, as_recipe
+from .provable import Design, design, plan_of, with_shape
+from .provable_build import build
+from .recipes import ProvableRecipe, Recipe, as_recipe
 from .rewrite import Edit, edit_for
 from .walk import Survey, survey
 
@@ -22,7 +25,7 @@ ADAPTERS: Mapping[str, Callable[[nn.Module], Anatomy]] = {}
 
 def plan(
     model: nn.Module,
-    recipe: str | Recipe = "paper",
+    recipe: str | Recipe | ProvableRecipe = "paper",
     *,
     keep: Sequence[str] = (),
     sample_input: Tensor | tuple | None = None,
@@ -34,13 +37,17 @@ def plan(
     Raises:
         ConversionError: as ``convert_model``.
     """
-    planned, edits = _prepare(model, recipe, keep)
+    chosen = as_recipe(recipe)
+    if isinstance(chosen, ProvableRecipe):
+        planned, made = _designed(model, chosen, keep, sample_input)
+        return _compared(planned, _copied(model), build(made), sample_input) if sample_input is not None else planned
+    planned, edits = _prepare(model, chosen, keep)
     return _measured(planned, edits, model, sample_input)
 
 
 def convert_model(
     model: nn.Module,
-    recipe: str | Recipe = "paper",
+    recipe: str | Recipe | ProvableRecipe = "paper",
     *,
     keep: Sequence[str] = (),
     sample_input: Tensor | tuple | None = None,
@@ -60,7 +67,10 @@ def convert_model(
         ConversionError: nothing to rewrite, a block that no rule knows, or bad input (weights that are not
             finite, a wrapped, scripted, compiled or already converted model, ...). The model is then as before.
     """
-    planned, edits = _prepare(model, recipe, keep)
+    chosen = as_recipe(recipe)
+    if isinstance(chosen, ProvableRecipe):
+        return _rebuilt(model, chosen, keep, sample_input, inplace)
+    planned, edits = _prepare(model, chosen, keep)
     if inplace:
         _check_root_stays(model, edits)
     planned = _measured(planned, edits, model, sample_input)
@@ -69,8 +79,41 @@ def convert_model(
     return converted
 
 
-def _prepare(model: nn.Module, recipe: str | Recipe, keep: Sequence[str]) -> tuple[Plan, list[Edit]]:
-    chosen = as_recipe(recipe)
+def _rebuilt(model: nn.Module, recipe: ProvableRecipe, keep: Sequence[str], sample_input, inplace: bool) -> nn.Module:
+    """The new network of the recipe "provable": another module, so the old one cannot become it."""
+    if inplace:
+        raise ConversionError(
+            f"{type(model).__name__}: recipe 'provable' builds a new network, so inplace=True cannot hold. Take the result."
+        )
+    planned, made = _designed(model, recipe, keep, sample_input)
+    network = build(made).train(model.training)
+    if sample_input is not None:
+        planned = _compared(planned, _copied(model), copy.deepcopy(network), sample_input)
+    network.conversion_report = planned
+    return network
+
+
+def _designed(model: nn.Module, recipe: ProvableRecipe, keep: Sequence[str], sample_input) -> tuple[Plan, Design]:
+    check_keep(model, keep)
+    if keep:
+        raise ConversionError(
+            f"keep: recipe 'provable' builds a whole new network, and a part that is kept ({keep[0]}) would break the "
+            f"guarantee. Convert without keep, or with recipe='paper'."
+        )
+    check_model(model, ())
+    recipe = with_shape(recipe, sample_input)
+    found = survey(model, (), ADAPTERS)
+    if not found.blocks:
+        raise ConversionError(f"{type(model).__name__}: no residual block was found, and recipe 'provable' is made of them.")
+    made = design(model, chain_of_blocks(model, found.blocks, recipe.input_shape), recipe)
+    return plan_of(model, made), made
+
+
+def _compared(planned: Plan, original: nn.Module, network: nn.Module, sample_input) -> Plan:
+    return replace(planned, function_change=function_change(original, network, sample_input))
+
+
+def _prepare(model: nn.Module, chosen: Recipe, keep: Sequence[str]) -> tuple[Plan, list[Edit]]:
     check_keep(model, keep)
     keep = tuple(keep)
     check_model(model, keep)

@@ -19,7 +19,8 @@ from .skips import carry_over
 def plain_normalised(layer: Normalised) -> nn.Module:
     """torch's own layer with the effective weight as its weight."""
     plain = layer.plain_type.__new__(layer.plain_type)
-    plain.__dict__.update({name: value for name, value in vars(layer).items() if name not in layer.option_names})
+    own = {*layer.option_names, *layer.derived_names}
+    plain.__dict__.update({name: value for name, value in vars(layer).items() if name not in own})
     weight = nn.Parameter(layer.effective_weight().detach().clone(), requires_grad=layer.weight.requires_grad)
     plain._parameters = {**layer._parameters, "weight": weight}
     return plain
@@ -212,6 +213,7 @@ RULES: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
     (
         modules.EntryNormLinear, modules.EntryNormConv1d, modules.EntryNormConv2d, modules.EntryNormConv3d,
         modules.WeightNormLinear, modules.WeightNormConv1d, modules.WeightNormConv2d, modules.WeightNormConv3d,
+        modules.SpectralNormLinear, modules.SpectralNormConv1d, modules.SpectralNormConv2d, modules.SpectralNormConv3d,
     ),
     plain_normalised,
 )  # fmt: skip

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from ..errors import ConversionError
-from .recipes import Recipe
+from .recipes import ProvableRecipe, Recipe
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
     the original's norm (absolute where that is 0); None where no sample was given.
     """
 
-    recipe: Recipe
+    recipe: Recipe | ProvableRecipe
     model: str
     steps: tuple[Step, ...]
     keep: tuple[str, ...] = ()
@@ -59,8 +59,7 @@ class Plan:
 
     def _title(self) -> str:
         changed = sum(step.changes for step in self.steps)
-        options = f"skip={self.recipe.skip!r}, preactivation={self.recipe.preactivation}"
-        return f"{self.model} by recipe {self.recipe.name!r} ({options}): {changed} of {len(self.steps)} paths change."
+        return f"{self.model} by recipe {self.recipe}: {changed} of {len(self.steps)} paths change."
 
     def _distance(self) -> str:
         if self.function_change is None:

@@ -1,0 +1,68 @@
+"""A residual block whose branch is a contraction for every value of its weights, with one fixed factor before it."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .lipschitz import RULES, Reading, Rule, lipschitz_bound
+from .residual import _check_input_is_kept
+
+
+class ContractiveResidual(nn.Module):
+    r"""y = skip(x) + a branch(x) with a fixed a such that \|\|J (a branch)\|\|_2 <= strength at all x and all weights.
+
+    a = min(1, strength / L) with L the supremum of the branch's Lipschitz constant over every weight, so the branch must
+    be made of layers that have one: ours with a normalised weight, activations, pooling by means. Nothing is measured
+    and nothing changes in training, so where \|\|J skip\|\| and its least singular value are 1, the least singular value
+    of the block's Jacobian is at least 1 - strength, everywhere. ``SpectrallyBoundedResidual`` takes plain layers too,
+    and follows their weights.
+
+    Shape:
+        x -> skip(x), of the shape of branch(x). Without skip it is x.
+    Raises:
+        UnboundedError: a layer of the branch has no bound over all weights; the message gives its path.
+        ValueError: strength is not between 0 and 1, branch or skip overwrites its input, or the two outputs differ in
+        shape.
+    Source:
+        Paper A, Lemma A.8; the uniform margin 1 - strength is THEORY_PAPERS II.1.7, item 4.
+    """
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        skip: nn.Module | None = None,
+        *,
+        strength: float = 0.95,
+        input_shape: tuple[int, ...] | None = None,
+        rules: Mapping[type, Rule] = RULES,
+    ) -> None:
+        if not 0.0 < strength < 1.0:
+            raise ValueError(f"ContractiveResidual: strength must be above 0 and below 1, got {strength}.")
+        for path, module in (("branch", branch), ("skip", skip)):
+            _check_input_is_kept(path, module)
+        super().__init__()
+        self.branch, self.skip = branch, skip
+        self.strength = float(strength)
+        supremum = lipschitz_bound(branch, Reading("branch", any_weights=True, input_shape=input_shape), rules)
+        self.scale = 1.0 if supremum <= strength else rounded_down(strength / supremum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x if self.skip is None else self.skip(x)
+        change = self.branch(x)
+        if kept.shape != change.shape:
+            raise ValueError(
+                f"ContractiveResidual: the skip gives shape {tuple(kept.shape)} and the branch "
+                f"{tuple(change.shape)}. Give a skip of the branch's shape, for example OrthogonalDownsample2d."
+            )
+        return torch.add(kept, change, alpha=self.scale)
+
+    def extra_repr(self) -> str:
+        return f"strength={self.strength:g}, scale={self.scale:.4g}"
+
+
+def rounded_down(value: float) -> float:
+    """The largest number of 20 bits below a positive value less its last bits: exact in float32, float64 and products of both."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(math.floor(mantissa * 2**20 - 1), exponent - 20)

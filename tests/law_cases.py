@@ -55,6 +55,22 @@ CASES = {
         lambda: tnn.WeightNormConv2d(4, 6, (3, 2), (1, 2), dilation=2, groups=2, gain=0.8), (4, 7, 6), "gain=0.8"
     ),
     "WeightNormConv3d": _layer(lambda: tnn.WeightNormConv3d(2, 3, 2, 1, 1, eps=3.0), (2, 3, 3, 2), "eps=3"),
+    "SpectralNormLinear": _layer(
+        lambda: tnn.SpectralNormLinear(6, 4, eps=0.5, gain=1.3, power=4), (6,), "eps=0.5", "gain=1.3", "power=4"
+    ),
+    "SpectralNormConv1d": _layer(
+        lambda: tnn.SpectralNormConv1d(4, 6, 3, padding=1, groups=2, eps=0.02), (4, 7), "groups=2", "bound=symbol"
+    ),
+    "SpectralNormConv2d": _layer(
+        lambda: tnn.SpectralNormConv2d(3, 4, 3, 2, padding=1, padding_mode="reflect", eps=0.02, power=8),
+        (3, 6, 6),
+        "power=8",
+        "bound=symbol",
+    ),
+    "SpectralNormConv2d by its kernel": _layer(
+        lambda: tnn.SpectralNormConv2d(3, 4, 3, padding="same", gain=0.6, bound="kernel"), (3, 6, 5), "bound=kernel"
+    ),
+    "SpectralNormConv3d": _layer(lambda: tnn.SpectralNormConv3d(2, 3, 2, dilation=2, power=2), (2, 3, 4, 3), "power=2"),
     **{
         activation.__name__: _activation(activation)
         for activation in (

@@ -60,3 +60,49 @@ class WeightNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"eps={self.eps:g}, gain={self.gain:g}, dim={self.dim}, nearest={self.nearest}"
+
+
+class SchattenNorm(nn.Module):
+    """P(w) = gain * w (eps + S(w)^2)^(-1/2), S the Schatten norm of order 2 * power of w as a matrix: ||P(w)||_2 < gain.
+
+    Beside ``torch.nn.utils.parametrizations.spectral_norm`` the bound holds at every step, not in the limit of a power
+    iteration, and P is smooth. ``groups`` matrices beside each other are normalised each by itself. The operator norm of a
+    convolution can be ``theory.geometry_factor`` times that of its kernel: give it as factor.
+
+    Raises:
+        ValueError: eps, gain, power or factor is no constant of a normalisation.
+        ConversionError: at assignment (and at registration, which keeps the weight), the norm is out of P's range.
+    """
+
+    def __init__(
+        self,
+        eps: float = 1.0,
+        *,
+        gain: float = 1.0,
+        power: int = 16,
+        groups: int = 1,
+        factor: float = 1.0,
+        nearest: bool = False,
+    ) -> None:
+        functional.check_constants("SchattenNorm", eps=eps, gain=gain)
+        functional.check_power("SchattenNorm", power)
+        super().__init__()
+        self.eps, self.gain, self.power = float(eps), float(gain), power
+        self.groups, self.factor, self.nearest = groups, float(factor), nearest
+
+    def forward(self, w: Tensor) -> Tensor:
+        options = {"gain": self.gain, "groups": self.groups, "factor": self.factor}
+        return functional.schatten_norm(w, self.eps, self.power, **options)
+
+    def right_inverse(self, p: Tensor) -> Tensor:
+        """w with P(w) = p; with ``nearest=True`` a matrix out of range is first scaled into it."""
+        options = {"gain": self.gain, "groups": self.groups, "factor": self.factor}
+        return functional.schatten_norm_inverse(
+            p, self.eps, self.power, **options, nearest=self.nearest, where="SchattenNorm"
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"eps={self.eps:g}, gain={self.gain:g}, power={self.power}, groups={self.groups}, factor={self.factor:g}, "
+            f"nearest={self.nearest}"
+        )

@@ -112,7 +112,7 @@ def _check_range(where: str, what: str, size: Tensor, gain: float) -> None:
     largest = float(size.max())
     index = torch.unravel_index(size.argmax(), size.shape)
     place = tuple(int(i) for i in index) if what == "entry" else int(index[0])
-    kind = "absolute value" if what == "entry" else "length"
+    kind = {"entry": "absolute value", "row": "length", "group": "norm bound"}[what]
     raise ConversionError(
         f"{where}: {what} {place} of the weight has {kind} {largest:.6g}, and gain={gain:g} reaches only what is below "
         f"it. Use gain={sufficient_gain(largest):.3g}, or nearest=True for the nearest weight in range."

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..linop import FrequencyGrid
 from .normalise import entry_norm, weight_norm
+from .schatten import schatten_norm
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MODES = ("zeros", "reflect", "replicate", "circular")
@@ -83,6 +85,48 @@ def weight_norm_conv(
         TypeError, ValueError: as ``weight_norm``; ValueError for a padding mode that torch doesn't know.
     """
     kernel = weight_norm(weight, eps, gain=gain)
+    return _convolve(x, kernel, bias, stride, padding, dilation, groups, padding_mode)
+
+
+def schatten_norm_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1.0, gain: float = 1.0, power: int = 16
+) -> Tensor:
+    r"""y = x P(w)^T + b with P(w) = gain * w (eps + S(w)^2)^(-1/2), S the Schatten norm of order 2 * power.
+
+    Shape:
+        x: (\*, n) -> y: (\*, m). weight: (m, n). bias: (m,).
+    Raises:
+        TypeError, ValueError: as ``schatten_norm``.
+    """
+    return F.linear(x, schatten_norm(weight, eps, power, gain=gain), bias)
+
+
+def schatten_norm_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    eps: float = 1.0,
+    gain: float = 1.0,
+    power: int = 16,
+    factor: float = 1.0,
+    grid: FrequencyGrid | None = None,
+) -> Tensor:
+    """Convolution of one, two or three axes with the kernel P(w) of ``schatten_norm``, group by group.
+
+    Its operator norm is below gain where factor is the ``geometry_factor`` of these arguments, or grid their ``frequency_grid``.
+
+    Shape:
+        weight: (m, n / groups, k...) with one k for each axis; x and y as for torch's convolutions.
+    Raises:
+        TypeError, ValueError: as ``schatten_norm``; ValueError for a padding mode that torch doesn't know.
+    """
+    kernel = schatten_norm(weight, eps, power, gain=gain, groups=groups, factor=factor, grid=grid)
     return _convolve(x, kernel, bias, stride, padding, dilation, groups, padding_mode)
 
 

@@ -1,6 +1,7 @@
 """Linear maps as operators, and proved bounds of their norms."""
 
 from .conv_parameter import ConvParameterJacobian
+from .frequency_grid import FrequencyGrid, frequency_grid
 from .jacobian import Jacobian
 from .norm import matrix_norm_at_most
 from .operator_norm import convolution_norm_at_most, operator_norm_at_most
@@ -10,10 +11,12 @@ from .toeplitz import ToeplitzConv
 __all__ = [
     "ConvParameterJacobian",
     "Extremes",
+    "FrequencyGrid",
     "Jacobian",
     "ToeplitzConv",
     "convolution_norm_at_most",
     "extreme_singular_values",
+    "frequency_grid",
     "matrix_norm_at_most",
     "operator_norm_at_most",
 ]

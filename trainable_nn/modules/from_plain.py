@@ -32,8 +32,7 @@ def layer_from_module(cls: type, plain: nn.Module, *, nearest: bool, options: di
     _check_plain(where, plain, cls.plain_type)
     arguments = {name: getattr(plain, name) for name in ARGUMENTS[cls.plain_type]}
     new = cls(**arguments, **options, bias=plain.bias is not None, device="meta", dtype=plain.weight.dtype)
-    constants = {name: getattr(new, name) for name in cls.option_names}
-    weight = cls._inverse(plain.weight, nearest=nearest, where=where, **constants)
+    weight = cls._inverse(plain.weight, nearest=nearest, where=where, **new._inverse_options())
     new.weight = nn.Parameter(weight, requires_grad=plain.weight.requires_grad)
     if plain.bias is not None:
         new.bias = nn.Parameter(plain.bias.detach().clone(), requires_grad=plain.bias.requires_grad)

@@ -19,6 +19,7 @@ class Normalised:
 
     plain_type: type[nn.Module]
     option_names: tuple[str, ...]
+    derived_names: tuple[str, ...] = ()  # attributes that follow from options and geometry
 
     def effective_weight(self) -> Tensor:
         """P(w), the weight that acts, differentiable in w."""
@@ -84,8 +85,13 @@ class Normalised:
         return layer_from_module(cls, plain, nearest=nearest, options=options)
 
     def extra_repr(self) -> str:
-        options = ", ".join(f"{name}={getattr(self, name):g}" for name in self.option_names)
+        values = {name: getattr(self, name) for name in self.option_names}
+        options = ", ".join(f"{name}={v if isinstance(v, str) else f'{v:g}'}" for name, v in values.items())
         return f"{super().extra_repr()}, {options}"
+
+    def _inverse_options(self) -> dict:
+        """What the inverse of P is told beside the weight."""
+        return {name: getattr(self, name) for name in self.option_names}
 
     def _matrices(self) -> tuple[int, int, int]:
         """(groups, rows, columns) of the weight as one matrix for each group."""

@@ -2,8 +2,9 @@
 
 from . import native
 from .entry_norm import entry_norm
+from .schatten import squared_schatten_norm
 from .weight_norm import weight_norm
 
-__all__ = ["entry_norm", "native", "weight_norm"]
+__all__ = ["entry_norm", "native", "squared_schatten_norm", "weight_norm"]
 
 native.load()  # after the schemas: a library adds kernels to them

@@ -3,5 +3,13 @@
 from .convolution import geometry_factor
 from .nonlinearities import NONLINEARITIES, Nonlinearity
 from .parameterisations import EntryNormConstants, WeightNormConstants
+from .schatten import SchattenNormConstants
 
-__all__ = ["NONLINEARITIES", "EntryNormConstants", "Nonlinearity", "WeightNormConstants", "geometry_factor"]
+__all__ = [
+    "NONLINEARITIES",
+    "EntryNormConstants",
+    "Nonlinearity",
+    "SchattenNormConstants",
+    "WeightNormConstants",
+    "geometry_factor",
+]

@@ -1,0 +1,1 @@
+"""Certificates: what is proved about this network on this data."""

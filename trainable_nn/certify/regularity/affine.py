@@ -1,0 +1,271 @@
+r"""Affine layers y = P(w) * x + b, dense or convolution, with P the identity, entry, weight or Schatten norm.
+
+With U the input's patches (the input itself for a dense layer) as a matrix of columns, y = P(w) U + b, so
+
+    D_w = sup \|P'\| \|U\|,   D_b = (positions)^(1/2),   J = \|P(w) *\|,   b = g sup \|P'\|,   c = sup \|P''\| \|U\|,
+
+g = how often one pixel is used, rooted (``geometry_factor``). On the ball P(w) moves by at most sup \|P'\| R.
+
+Source: paper A, (17) to (21), (30) to (33); THEORY_PAPERS II.2.1, II.2.2, II.2.7.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...linop import matrix_norm_at_most, operator_norm_at_most
+from ...theory.composition import times
+from ...theory.convolution import geometry_factor, sides
+from ...theory.parameterisation_balls import IdentityConstants, curvatures_on_ball, slopes_on_ball
+from ...theory.parameterisations import EntryNormConstants
+from .norms import norms_at_most
+from .states import Backward, Ball, Effect, Local, State, Tangents
+from .steps import Step, U, norms
+
+MOST_PATCHES = 2**26  # numbers in all patches of the batch; beyond it g ||x|| bounds their norm
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class Affine(Step):
+    """y = P(w) * x + b."""
+
+    source = "paper A (17)-(21), Lemma A.7; THEORY_PAPERS II.2.1, II.2.2, II.2.7"
+
+    def __init__(self, path: str, module: nn.Module) -> None:
+        super().__init__(path, type(module).__name__)
+        self.module = twin = doubled(module)
+        self.options = module.constants() if hasattr(module, "constants") else IdentityConstants()
+        weight = twin.effective_weight() if hasattr(twin, "effective_weight") else twin.weight
+        self.weight, self.bias = weight.detach(), None if twin.bias is None else twin.bias.detach()
+        self.free = matrix_of(twin.weight).numpy()
+        self.groups = getattr(module, "groups", 1)
+        trains_weight = module.weight.requires_grad
+        self.trains_bias = module.bias is not None and module.bias.requires_grad
+        names = [("weight", trains_weight), ("bias", self.trains_bias)]
+        self.parameters = tuple(f"{path}.{name}".lstrip(".") for name, trains in names if trains)
+        self.trains_weight = trains_weight
+        self.derivation = "J = ||P(w)|| + sup|P'| R, D = sup|P'| ||patches||, b = g sup|P'|, c = sup|P''| ||patches||"
+
+    @property
+    def is_dense(self) -> bool:
+        return self.weight.dim() == 2
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._apply(inputs[0], self.bias)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return self._apply(x, None)
+
+    def _apply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.is_dense:
+            return F.linear(x, self.weight, bias)
+        module = self.module
+        if module.padding_mode == "zeros":
+            return self._convolve(x, bias, module.padding)
+        return self._convolve(F.pad(x, self._edges(), mode=module.padding_mode), bias, 0)
+
+    def _convolve(self, x: Tensor, bias: Tensor | None, padding) -> Tensor:
+        module = self.module
+        convolve = CONVOLVE[self.weight.dim() - 2]
+        return convolve(x, self.weight, bias, module.stride, padding, module.dilation, self.groups)
+
+    def _edges(self) -> list[int]:
+        pairs = sides(self.module.kernel_size, self.module.padding, self.module.dilation)
+        return [side for pair in reversed(pairs) for side in pair]
+
+    def growth(self, x: Tensor | None) -> float:
+        """g: ||patches|| <= g ||x||."""
+        if self.is_dense:
+            return 1.0
+        m = self.module
+        shape = None if x is None else tuple(x.shape[2:])
+        return geometry_factor(m.kernel_size, m.stride, m.padding, m.dilation, m.padding_mode, shape)
+
+    def moved(self, ball: Ball) -> float:
+        """sup distance of w from its value now."""
+        return ball.radius if self.trains_weight else 0.0
+
+    def slope(self, ball: Ball) -> float:
+        """sup ||P'|| on the ball."""
+        return float(slopes_on_ball(self.options, self.free, self.moved(ball)).max(initial=0.0))
+
+    def norm_now(self, x: Tensor) -> float:
+        """||P(w) *|| now, a proved bound."""
+        if getattr(self, "_norm", None) is None:
+            rows, columns = self.free.shape[0] // self.groups, self.free.shape[1]
+            now = matrix_norm_at_most(self.weight) if self.is_dense else self._convolution_norm(x)
+            self._norm = now * (1.0 + self.options.norm_allowance(rows, columns, U)) * (1 + 4 * U)
+        return self._norm
+
+    def _convolution_norm(self, x: Tensor) -> float:
+        plain = copy.copy(self.module)
+        plain.__class__ = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[self.weight.dim() - 2]
+        plain.__dict__["_parameters"] = {"weight": self.weight, "bias": None}
+        return operator_norm_at_most(plain, tuple(x.shape[1:]))
+
+    def everywhere(self) -> float:
+        if not self.trains_weight:
+            return self.norm_now(self.sample)
+        return self._supremum(self.growth(self.sample))
+
+    def _supremum(self, growth: float) -> float:
+        rows, columns = self.free.shape[0] // self.groups, self.free.shape[1]
+        return float(times(self.options.operator_norm_supremum(rows, columns), growth))
+
+    def local(self, ball: Ball, inputs: Sequence[State]) -> list[Local]:
+        x = self.sample = inputs[0].centre
+        growth, now = self.growth(x), self.norm_now(x)
+        moved = float(times(growth * self.slope(ball), self.moved(ball)))
+        J = min(now + moved, self._supremum(growth)) if self.trains_weight else now
+        drift = min(moved, now + J)
+        ones = np.ones(ball.samples)
+        return [Local(J * ones, drift * ones, self._rounding(growth), 0.0, self._least(moved))]
+
+    def _rounding(self, growth: float) -> float:
+        terms = self.free.shape[1] + 24
+        return terms * U * growth * float(self.weight.square().sum().sqrt()) * (1 + 2 * self.free.size * U)
+
+    def _least(self, moved: float) -> float:
+        """sigma of a dense layer on the output side, less what it moves and LAPACK's rounding."""
+        if not self.is_dense or self.weight.numel() > 2**20 or self.weight.shape[0] > self.weight.shape[1]:
+            return 0.0
+        values = torch.linalg.svdvals(self.weight)
+        if values.numel() == 0:
+            return 0.0
+        margin = 64 * (sum(self.weight.shape) + 24) * U * float(values[0])
+        return max(float(values[-1]) - margin - moved, 0.0)
+
+    def size(self, ball: Ball, inputs: Sequence[State], local: Sequence[Local]) -> np.ndarray:
+        linear = times(local[0].J, inputs[0].size)
+        if self.bias is None:
+            return linear
+        bias = float(self.bias.square().sum().sqrt()) * (1 + self.bias.numel() * U)
+        bias += ball.radius if self.trains_bias else 0.0
+        return linear + bias * math.sqrt(self._positions(ball, inputs[0].centre)) * (1 + 4 * U)
+
+    def _positions(self, ball: Ball, x: Tensor) -> int:
+        """Places of the output that one entry of the bias is added to, in one sample."""
+        if self.is_dense:
+            return x.numel() // x.shape[-1] // ball.samples
+        with torch.no_grad():
+            return self.linear(x).numel() // self.weight.shape[0] // ball.samples
+
+    def error(self, ball: Ball, inputs: Sequence[State]) -> np.ndarray:
+        x = inputs[0].centre
+        bias = 0.0 if self.bias is None else float(self.bias.square().sum().sqrt())
+        size = self.norm_now(x) * norms(ball, x) + bias * math.sqrt(self._positions(ball, x))
+        return self._rounding(self.growth(x)) * norms(ball, x) + 8 * U * size
+
+    def effects(self, ball: Ball, x: State) -> list[Effect]:
+        found = []
+        if self.trains_weight:
+            each, whole = self._patches(ball, x)
+            slope = self.slope(ball)
+            found.append(Effect(self.parameters[0], times(slope, each), float(times(slope, whole))))
+        if self.trains_bias:
+            root = math.sqrt(self._positions(ball, x.centre)) * (1 + 2 * U)
+            every = root * math.sqrt(ball.samples) * (1 + 2 * U)
+            found.append(Effect(self.parameters[-1], np.full(ball.samples, root), every))
+        return found
+
+    def _patches(self, ball: Ball, x: State) -> tuple[np.ndarray, float]:
+        """sup ||U|| on the ball, for each sample and for all together."""
+        growth = self.growth(x.centre)
+        by_size = growth * x.size
+        each, whole = self._patches_now(ball, x.centre)
+        each = np.minimum(each + growth * x.delta, by_size)
+        whole = min(whole + float(growth * x.whole_delta), float(np.sqrt(np.square(each).sum())))
+        return each, whole
+
+    def _patches_now(self, ball: Ball, x: Tensor) -> tuple[np.ndarray, float]:
+        if getattr(self, "_patch_norms", None) is None:
+            self._patch_norms = self._measure_patches(ball, x)
+        return self._patch_norms
+
+    def _measure_patches(self, ball: Ball, x: Tensor) -> tuple[np.ndarray, float]:
+        uses = self.free.shape[1]
+        positions = x.numel() // uses if self.is_dense else self._positions(ball, x) * ball.samples
+        if uses * positions * self.groups > MOST_PATCHES:
+            each = self.growth(x) * norms(ball, x)
+            return each, float(np.sqrt(np.square(each).sum()) * (1 + 4 * ball.samples * U))
+        patches = self._unfold(x)  # (groups, batch, uses, positions)
+        by_group = []
+        for group in patches:
+            samples = group.reshape(ball.samples, -1, *group.shape[1:]).transpose(1, 2).flatten(2)
+            joint = group.transpose(0, 1).flatten(1)
+            by_group.append((norms_at_most(samples), float(norms_at_most(joint[None])[0])))
+        return np.maximum.reduce([each for each, _ in by_group]), max(whole for _, whole in by_group)
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        """(groups, batch, entries of a patch, positions): the patches by a convolution with unit vectors."""
+        if self.is_dense:
+            return x.reshape(1, x.shape[0], -1, x.shape[-1]).transpose(2, 3)
+        module, uses = self.module, self.free.shape[1]
+        channels = x.shape[1] // self.groups
+        copier = torch.eye(uses, dtype=x.dtype).reshape(uses, channels, *module.kernel_size)
+        padding = module.padding
+        if module.padding_mode != "zeros":
+            x, padding = F.pad(x, self._edges(), mode=module.padding_mode), 0
+        convolve = CONVOLVE[self.weight.dim() - 2]
+        pieces = x.split(channels, dim=1)
+        return torch.stack([convolve(p, copier, None, module.stride, padding, module.dilation).flatten(2) for p in pieces])
+
+    def curvature(self, ball: Ball, x: State, at: Tangents, own: Sequence[int], after: Backward) -> np.ndarray | None:
+        if not self.trains_weight:
+            return None
+        Q, place = np.zeros((len(at.whole), len(at.whole))), own[0]
+        mixed = float(times(self.growth(x.centre), self.slope(ball)))
+        weighted = times(after.norm[:, None] * mixed, at.each)
+        by_sample = np.sqrt(np.square(weighted).sum(axis=0))
+        cross = np.minimum(by_sample, times(float(after.norm.max()) * mixed, at.whole))
+        Q[place, :] += cross
+        Q[:, place] += cross
+        Q[place, place] += self._own_curvature(ball, x, after)
+        return Q
+
+    def _own_curvature(self, ball: Ball, x: State, after: Backward) -> float:
+        """sup ||B P''[v, v] U||: a convex function of the shares of v^2, so the worst is one row, or one entry."""
+        curvatures = curvatures_on_ball(self.options, self.free, self.moved(ball))
+        if not curvatures.any():
+            return 0.0
+        each, whole = self._patches(ball, x)
+        norm = after.norm
+        plain = min(float(norm.max() * whole), float(np.sqrt(np.square(times(norm, each)).sum())))
+        if not self.is_dense or x.centre.dim() != 2 or after.columns is None or ball.samples != len(x.centre):
+            return float(times(curvatures.max(), plain))
+        columns = np.minimum(after.columns, norm[:, None])  # (samples, rows)
+        if isinstance(self.options, EntryNormConstants):
+            entries = np.minimum(np.abs(x.centre.numpy()) + x.delta[:, None], x.size[:, None])
+            sharp = np.sqrt(np.square(columns).T @ np.square(entries)) if np.isfinite(entries).all() else np.inf
+        else:
+            by_sample = np.sqrt(times(np.square(columns), np.square(each)[:, None]).sum(axis=0))
+            sharp = np.minimum(times(columns.max(axis=0), whole), by_sample)[:, None]
+        return float(min(times(curvatures, sharp).max(), times(curvatures.max(), plain)))
+
+    def constants(self, ball: Ball, x: State) -> tuple[float, float]:
+        if not self.trains_weight:
+            return 0.0, 0.0
+        curvature = curvatures_on_ball(self.options, self.free, self.moved(ball)).max(initial=0.0)
+        return self.growth(x.centre) * self.slope(ball), float(times(curvature, self._patches(ball, x)[1]))
+
+
+def doubled(module: nn.Module) -> nn.Module:
+    """The same layer with its parameters and buffers in float64 on the CPU; nothing of the layer itself changes."""
+    twin = copy.copy(module)
+    for kind in ("_parameters", "_buffers"):
+        held = {
+            name: value.detach().to("cpu", torch.float64) if value is not None and value.is_floating_point() else value
+            for name, value in getattr(module, kind).items()
+        }
+        twin.__dict__[kind] = held
+    return twin
+
+
+def matrix_of(weight: Tensor) -> Tensor:
+    """(rows, columns)."""
+    return weight.detach().flatten(1)

@@ -1,0 +1,175 @@
+"""Regularity of a whole network at given inputs, on a ball around its present parameters."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...theory.composition import SAFETY, norm_at_most, perron_at_most
+from ...theory.regularity import Regularity
+from ...theory.rounding import up
+from .graph import Graph, Rule
+from .rules import RULES
+from .states import Ball
+from .sweep import Sweep
+
+
+@dataclass(frozen=True)
+class LayerRegularity:
+    """One traced step: where it stands, its constants, and on which set and from which theorem they hold."""
+
+    path: str
+    kind: str
+    regularity: Regularity
+    domain: str
+    source: str
+    derivation: str
+
+
+@dataclass(frozen=True)
+class NetworkRegularity:
+    """Proved constants of theta -> F(theta), all outputs on all inputs, for ||theta - theta_now|| <= radius.
+
+    jacobian >= sup ||DF||.  jacobian_lipschitz >= Lip(DF).  value >= sup ||F||_F.
+    paths: the trainable parameter tensors.  c[k] >= sup ||dF/dtheta_k||, and Q[k, l] >= sup of the norm of the block
+    (k, l) of D2F: for displacements of norms v_k, ||DF v|| <= c . v and ||D2F[v, v]|| <= v^T Q v.
+    """
+
+    jacobian: float
+    jacobian_lipschitz: float
+    value: float
+    layers: tuple[LayerRegularity, ...]
+    paths: tuple[str, ...]
+    c: np.ndarray
+    Q: np.ndarray
+    radius: float
+
+
+def network_regularity(
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    radius: float,
+    centre_jacobian: float | None = None,
+    rules: Mapping[type, Rule] | None = None,
+) -> NetworkRegularity:
+    r"""Bounds of a network's derivatives in its parameters, on the ball of this radius around the present ones.
+
+    They hold for the network in exact arithmetic with the values that its parameters have, in its present mode; frozen
+    parameters and buffers do not move. As radius -> 0 they tend to constants built from the exact activations, slopes
+    and Jacobians at the centre; with radius = inf they hold everywhere, and are infinite where nothing bounds them.
+
+    Shape:
+        inputs: (batch, \*); the batch is one point of the theory.
+    Units:
+        Euclidean norms of the flattened parameters and outputs. centre_jacobian: a proved upper bound of \|\|DF\|\| now,
+        for example the root of the tangent kernel's largest eigenvalue; jacobian is then at most this
+        + radius * jacobian_lipschitz.
+    Cost:
+        One forward and one backward pass for each output of a sample, in float64 on the CPU; for narrow networks also
+        the Jacobians between all pairs of steps, sample by sample.
+    Raises:
+        UnboundedError: a step has no rule, by its path.
+        ValueError: no inputs, values that are not finite, or a negative radius.
+    Source:
+        THEORY_PAPERS II.2.7, sharpened at the centre as its Lnum (II.3.9) is.
+    """
+    graph = graph_of(model, inputs, RULES if rules is None else rules)
+    _check_radius(radius)
+    if centre_jacobian is not None and not centre_jacobian >= 0:
+        raise ValueError(f"network_regularity: centre_jacobian must be at least 0, got {centre_jacobian}.")
+    mixes = any(node.step.mixes_samples for node in graph.nodes)
+    ball = Ball(float(radius), 1 if mixes else len(inputs))
+    sweep = Sweep(graph, ball)
+    names = _names(model, graph)
+    order = list(dict.fromkeys(names[c.step, c.effect.name] for c in sweep.columns))
+    group = np.zeros((len(order), len(sweep.columns)))
+    for place, column in enumerate(sweep.columns):
+        group[order.index(names[column.step, column.effect.name]), place] = 1.0
+    c, Q = _grouped(group, sweep)
+    lipschitz = perron_at_most(Q)
+    jacobian = norm_at_most(c)
+    if centre_jacobian is not None:
+        jacobian = min(jacobian, up(centre_jacobian + (up(radius * lipschitz) if lipschitz else 0.0)))
+    value = norm_at_most(sweep.states[-1].size)
+    return NetworkRegularity(jacobian, lipschitz, value, _rows(graph, sweep), tuple(order), c, Q, ball.radius)
+
+
+def graph_of(model: nn.Module, inputs: Tensor, rules: Mapping[type, Rule]) -> Graph:
+    """The model's steps at these inputs.
+
+    Raises:
+        TypeError: the inputs or a parameter hold no real floats.
+        ValueError: no inputs, or values that are missing or not finite.
+    """
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise TypeError(f"network_regularity: the inputs must be a tensor of real floats, got {found}. Convert them.")
+    if inputs.dim() < 2 or inputs.numel() == 0 or inputs.is_meta or not torch.isfinite(inputs).all():
+        raise ValueError(
+            f"network_regularity: the inputs, shape {tuple(inputs.shape)}, must be a batch (batch, ...) of at least one "
+            f"sample, with finite values. Give such a batch."
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            raise TypeError(f"{name}: the parameter has dtype {parameter.dtype}, and real floats are needed. Convert it.")
+        if parameter.is_meta or not torch.isfinite(parameter).all():
+            raise ValueError(f"{name}: the parameter is on the meta device, NaN or infinite. Load finite values first.")
+    graph = Graph(inputs.detach().to("cpu", torch.float64), rules)
+    last = graph.read(model, "", 0)
+    graph.nodes = graph.nodes[: last + 1]
+    return graph
+
+
+def _check_radius(radius: float) -> None:
+    if not radius >= 0:
+        raise ValueError(f"network_regularity: the radius must be a number of at least 0 or infinity, got {radius}.")
+
+
+def _names(model: nn.Module, graph: Graph) -> dict[tuple[int, str], str]:
+    """Each use's parameter, by the first of its names; a tensor that stands twice is one parameter."""
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first.setdefault(id(parameter), name)
+    every = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    return {(i, name): every[name] for i, node in enumerate(graph.nodes) for name in node.step.parameters}
+
+
+def _grouped(group: np.ndarray, sweep: Sweep) -> tuple[np.ndarray, np.ndarray]:
+    """c and Q of the parameters, from those of their uses."""
+    count = len(sweep.columns)
+    Q = np.zeros((count, count))
+    for index, node in enumerate(sweep.graph.nodes):
+        if node.inputs:
+            source = node.inputs[0]
+            at = sweep.tangents(source)
+            part = node.step.curvature(sweep.ball, sweep.states[source], at, sweep.own.get(index, []), sweep.after[index])
+            Q = Q if part is None else Q + part
+    c = sweep.output_tangents().whole
+    infinite = ~np.isfinite(Q)
+    spread = group @ np.where(infinite, 0.0, Q) @ group.T
+    spread[(group @ infinite @ group.T) > 0] = math.inf
+    joined = np.array([c[row > 0].sum() for row in group])
+    return joined * SAFETY, spread * SAFETY
+
+
+def _rows(graph: Graph, sweep: Sweep) -> tuple[LayerRegularity, ...]:
+    rows, radius = [], sweep.ball.radius
+    where = "everywhere in the parameters" if math.isinf(radius) else f"parameters within {radius:.6g} of now"
+    for index, node in enumerate(graph.nodes[1:], start=1):
+        x, local = sweep.states[node.inputs[0]], sweep.locals[index]
+        b, c = node.step.constants(sweep.ball, x)
+        D = norm_at_most(np.array([sweep.columns[k].effect.whole for k in sweep.own.get(index, [])]))
+        J = max(float(here.J.max()) for here in local)
+        regularity = Regularity(
+            value=norm_at_most(sweep.states[index].size),
+            J=J * SAFETY, D=D, a=max(here.a for here in local) * SAFETY, b=b * SAFETY, c=c * SAFETY,
+            J_lower=min(here.J_lower for here in local) if len(local) == 1 else 0.0,
+        )  # fmt: skip
+        size = norm_at_most(x.size)
+        domain = f"{where}; the input within {norm_at_most(x.delta):.6g} of its value now, norm at most {size:.6g}"
+        rows.append(LayerRegularity(node.step.path, node.step.kind, regularity, domain, node.step.source, node.step.derivation))
+    return tuple(rows)

@@ -1,0 +1,87 @@
+"""What is known of a step's output while the graph is walked: at the centre, and on the ball around it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+U = 2.0**-53
+
+
+@dataclass(frozen=True)
+class Ball:
+    """All parameters within ``radius`` of the present ones; ``samples`` is 1 where a step mixes them, else the batch."""
+
+    radius: float
+    samples: int
+
+    def rows(self, values: Tensor) -> Tensor:
+        """One row for each sample."""
+        return values.reshape(self.samples, -1)
+
+
+@dataclass
+class State:
+    """One output, sample by sample: each array is (samples,) or (samples, uses).
+
+    centre: its value now, in float64.  error: how far rounding took it from the exact one.
+    delta: sup distance from ``centre`` on the ball, error included.  size: sup norm on the ball.
+    whole_delta: as delta, for all samples together.
+    tau: sup norm of the Jacobian in the output of each parametrised step; drift: sup distance of that Jacobian from
+    the computed one, whose norm is tau_centre. jacobians: the computed ones, (columns, \\*shape), while they are kept.
+    """
+
+    centre: Tensor
+    error: np.ndarray
+    delta: np.ndarray
+    size: np.ndarray
+    whole_delta: float
+    tau: np.ndarray
+    drift: np.ndarray
+    tau_centre: np.ndarray
+    jacobians: dict[int, Tensor] | None = field(default=None)
+
+
+@dataclass(frozen=True)
+class Local:
+    """A step's constants on the ball, as a map of one of its inputs: arrays are (samples,).
+
+    J: sup norm of its Jacobian.  drift: sup distance of that from the Jacobian at the centre.  rounding: a product
+    of the computed Jacobian with a unit vector errs by at most this.  J_lower: inf of its least singular value, output
+    side.  a: sup norm of its second derivative.
+    """
+
+    J: np.ndarray
+    drift: np.ndarray
+    rounding: float = 0.0
+    a: float = 0.0
+    J_lower: float = 0.0
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How far a parameter tensor moves the step that uses it: sup norm of d(output) / d(parameter)."""
+
+    name: str
+    D: np.ndarray  # for each sample
+    whole: float  # for all samples together
+
+
+@dataclass(frozen=True)
+class Tangents:
+    """sup norms of d(input) / d(parameter): for each sample (samples, parameters), and for all together."""
+
+    each: np.ndarray
+    whole: np.ndarray
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Of the Jacobian from a step's output to the network's: sup norm and sup of its columns' norms, by sample."""
+
+    norm: np.ndarray
+    columns: np.ndarray | None  # (samples, size of the output)
+
+    def column_bound(self) -> np.ndarray:
+        """(samples, size or 1)."""
+        return self.norm[:, None] if self.columns is None else self.columns

@@ -1,0 +1,83 @@
+r"""Slope and curvature of P(w) near given weights: tighter than the suprema over all weights.
+
+With t = |w| / sqrt(eps) (an entry, or the length of a row), gain eps^(-1/2) and gain / eps aside:
+
+    slope      entry (1 + t^2)^(-3/2),       row (1 + t^2)^(-1/2), its largest, tangential
+    curvature  entry 3 t (1 + t^2)^(-5/2),   row the same up to t^2 = 1/2, then (2 / sqrt 3) / (1 + t^2)
+
+Slopes fall with t. Curvatures rise to t = 1/2 and fall from there. On a ball of radius R around w, t moves by at
+most R / sqrt(eps), so each supremum is at the end of that interval, or at 1/2 if this is inside.
+
+Source: paper A, (30) to (33) with the exponent of (33) corrected; THEORY_PAPERS II.2.1.
+"""
+
+import math
+
+import numpy as np
+
+from .nonlinearities import C3
+from .parameterisations import EntryNormConstants, WeightNormConstants
+
+PEAK = 0.5
+MARGIN = 1.0 + 2.0**-36  # of the roundings, sums of squares included
+TWO_OVER_ROOT_3 = 2.0 / math.sqrt(3.0)
+
+
+class IdentityConstants:
+    """P(w) = w."""
+
+    leak, gain = 1.0, 0.0
+
+    def operator_norm_supremum(self, rows: int, columns: int) -> float:
+        """No bound over all weights, unless there are none."""
+        return math.inf if rows * columns else 0.0
+
+    def norm_allowance(self, rows: int, columns: int, roundoff: float) -> float:
+        """Nothing is rounded."""
+        return 0.0
+
+
+Constants = EntryNormConstants | WeightNormConstants | IdentityConstants
+
+
+def slopes_on_ball(constants: Constants, weight: np.ndarray, radius: float) -> np.ndarray:
+    """At least sup \\|P'\\| within the radius: one number for each entry, or for each row (rows, 1) of weight norm.
+
+    Shape:
+        weight: (rows, columns).
+    """
+    if isinstance(constants, IdentityConstants):
+        return np.ones((len(weight), 1))
+    nearest = np.maximum(_lengths(constants, weight) / MARGIN - radius / math.sqrt(constants.eps) * MARGIN, 0.0)
+    power = 3 if isinstance(constants, EntryNormConstants) else 1
+    steepest = constants.gain / math.sqrt(constants.eps) * np.hypot(1.0, nearest) ** -power
+    return (steepest + getattr(constants, "leak", 0.0)) * MARGIN
+
+
+def curvatures_on_ball(constants: Constants, weight: np.ndarray, radius: float) -> np.ndarray:
+    """At least sup \\|P''\\| within the radius: one number for each entry, or for each row (rows, 1)."""
+    if isinstance(constants, IdentityConstants):
+        return np.zeros((len(weight), 1))
+    t, reach = _lengths(constants, weight), radius / math.sqrt(constants.eps) * MARGIN
+    near, far = np.maximum(t / MARGIN - reach, 0.0), t * MARGIN + reach
+    profile = _entry_profile if isinstance(constants, EntryNormConstants) else _row_profile
+    most = profile(np.where(far < PEAK, far, np.where(near > PEAK, near, PEAK)))
+    return constants.gain / constants.eps * np.minimum(most * MARGIN, C3 * MARGIN)
+
+
+def _lengths(constants: Constants, weight: np.ndarray) -> np.ndarray:
+    """t, by entries or by rows."""
+    w = np.abs(weight) / math.sqrt(constants.eps)
+    if isinstance(constants, EntryNormConstants):
+        return w
+    largest = np.maximum(w.max(axis=1, keepdims=True, initial=0.0), 1e-300)
+    return largest * np.sqrt(np.square(w / largest).sum(axis=1, keepdims=True))
+
+
+def _entry_profile(t: np.ndarray) -> np.ndarray:
+    return 3.0 * t * np.hypot(1.0, t) ** -5
+
+
+def _row_profile(t: np.ndarray) -> np.ndarray:
+    far = TWO_OVER_ROOT_3 * np.hypot(1.0, t) ** -2
+    return np.where(np.square(t) <= 0.5, _entry_profile(t), far)

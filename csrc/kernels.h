@@ -40,6 +40,12 @@ constexpr const char* kDtypes = "float16, bfloat16, float32 or float64";
 // The loops of one instruction set, over entries or rows [begin, end); false: not one of kDtypes.
 using CpuKernel = bool (*)(const Call&, int64_t begin, int64_t end);
 
+// Calls piece(p, context) for each p < pieces, from all threads.
+using ForPieces = void (*)(int64_t pieces, void (*piece)(int64_t p, void* context), void* context);
+
+// All rows, one after the other, in pieces; rows.outer is 1.
+using CpuPiecesKernel = bool (*)(const Call&, ForPieces);
+
 // On a CUDA stream; a cudaError_t, or -1 where the dtype is not one of kDtypes.
 int entry_norm_cuda(const Call&, void* stream);
 int weight_norm_cuda(const Call&, void* stream);

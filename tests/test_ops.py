@@ -500,6 +500,65 @@ def test_a_result_depends_neither_on_its_place_nor_on_the_number_of_threads():
         assert torch.equal(entry(w.flatten()[shift : shift + 100].clone()), alone[0].flatten()[shift : shift + 100])
 
 
+LONG = 2**18  # entries from which the threads share a row
+
+
+def all_derivatives(w, g, v, eps):
+    """The operators' four results."""
+    dp, second = PRIVATE.weight_norm_double_backward(v, g, w, eps, GAIN)
+    return PRIVATE.weight_norm(w, eps, GAIN), PRIVATE.weight_norm_backward(g, w, eps, GAIN), dp, second
+
+
+def closed_form_of_a_row(w, g, v, eps, size):
+    """The same of the row size * w, for a power of two size: w itself stays where squares are numbers."""
+    rho = (eps / size / size + w @ w) ** -0.5
+    n = rho * w
+    a, b, c = n @ v, n @ g, g @ v
+    second = GAIN * rho**2 * (n * (3 * a * b - c) - b * v - a * g)
+    return GAIN * n, GAIN * rho * (g - n * b) / size, GAIN * rho * (v - n * a) / size, second / size / size
+
+
+@pytest.mark.skipif("cpu" not in ops.native.loaded, reason="no compiled CPU kernels")
+@pytest.mark.parametrize("size", ["smallest", "one", "largest"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_long_row_has_the_same_bits_for_any_number_of_threads_and_is_the_closed_form(dtype, size):
+    info, entries = torch.finfo(dtype), LONG + 12345
+    exponent = math.floor(math.log2(info.max)) - 2
+    size = {"smallest": info.smallest_normal, "one": 1.0, "largest": 2.0**exponent}[size]
+    eps = 0.3
+    w, g, v = (weights(entries, seed=s).clamp(-3, 3).to(dtype) for s in (1, 2, 3))
+    w = w * size
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(all_derivatives(w[None], g[None], v[None], eps))
+    finally:
+        torch.set_num_threads(before)
+    for one, two, three in zip(*found):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+    shrink = max(size, 1.0)  # small squares vanish beside eps as they are
+    exact = closed_form_of_a_row(w.double() / shrink, g.double(), v.double(), eps, shrink)
+    for one, expected in zip(found[0], exact):
+        least = 2 * info.smallest_normal * info.eps  # a step between denormals
+        assert_close(one[0].double(), expected, rtol=8 * info.eps, atol=max(least, 1e-12 * float(expected.abs().max())))
+
+
+@pytest.mark.skipif("cpu" not in ops.native.loaded, reason="no compiled CPU kernels")
+def test_long_rows_side_by_side_are_those_alone_and_one_that_overflows_spoils_no_other():
+    w, g, v = (weights(3, LONG + 7, seed=s) for s in (1, 2, 3))
+    w[1] *= 2.0**1000
+    together = all_derivatives(w, g, v, EPS)
+    for i in range(3):
+        for found, alone in zip(together, all_derivatives(*(t[i : i + 1].clone() for t in (w, g, v)), EPS)):
+            assert torch.equal(found[i : i + 1], alone)
+        exact = closed_form_of_a_row(*(t[i] / (s if i == 1 else 1) for t, s in ((w, 2.0**1000), (g, 1), (v, 1))), EPS,
+                                     2.0**1000 if i == 1 else 1.0)  # fmt: skip
+        for found, expected in zip(together, exact):
+            assert_close(found[i], expected, rtol=1e-12, atol=1e-14 * float(expected.abs().max()))
+
+
 COMPARE = """
 import os, sys, torch
 os.environ["TRAINABLE_NN_NATIVE"] = sys.argv[1]
@@ -508,7 +567,7 @@ from trainable_nn.ops import native
 assert ("cpu" in native.loaded) == (sys.argv[1] == "1"), native.report()
 out = []
 for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-    for shape in ((7, 3, 5, 5), (3, 1001), (33, 2, 4, 8)):
+    for shape in ((7, 3, 5, 5), (3, 1001), (33, 2, 4, 8), (1, 300001)):
         for permuted in (False, True):
             g = torch.Generator().manual_seed(1)
             w, h, v = (torch.randn(shape, generator=g, dtype=torch.float64).mul(2).to(dtype) for _ in range(3))

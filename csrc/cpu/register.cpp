@@ -1,4 +1,5 @@
 // The CPU kernels: the machine's best instruction set, all of torch's threads.
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -11,6 +12,7 @@ namespace tnn {
   namespace isa {                                                 \
   bool entry_norm(const Call&, int64_t begin, int64_t end);       \
   bool weight_norm(const Call&, int64_t begin, int64_t end);      \
+  bool weight_norm_of_long_rows(const Call&, ForPieces);          \
   }
 TNN_DECLARE(scalar)
 #ifdef TNN_X86
@@ -22,7 +24,9 @@ namespace {
 
 struct Kernels {
   CpuKernel entry_norm, weight_norm;
+  CpuPiecesKernel weight_norm_of_long_rows;
 };
+#define TNN_KERNELS(isa) {isa::entry_norm, isa::weight_norm, isa::weight_norm_of_long_rows}
 
 // TRAINABLE_NN_CPU=scalar|avx2|avx512 takes a lesser set, for tests.
 Kernels choose() {
@@ -32,10 +36,10 @@ Kernels choose() {
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (v4 && (!wish || !strcmp(wish, "avx512"))) return {avx512::entry_norm, avx512::weight_norm};
-  if (v3 && (!wish || strcmp(wish, "scalar"))) return {avx2::entry_norm, avx2::weight_norm};
+  if (v4 && (!wish || !strcmp(wish, "avx512"))) return TNN_KERNELS(avx512);
+  if (v3 && (!wish || strcmp(wish, "scalar"))) return TNN_KERNELS(avx2);
 #endif
-  return {scalar::entry_norm, scalar::weight_norm};
+  return TNN_KERNELS(scalar);
 }
 
 constexpr int64_t kGrain = 32768;  // entries a thread is worth waking for; ATen's own figure
@@ -46,16 +50,36 @@ void run(CpuKernel kernel, const Call& call, int64_t items) {
   struct Job {
     CpuKernel kernel;
     const Call& call;
-    bool known;
-  } job = {kernel, call, true};
+    std::atomic<bool> known;
+  } job = {kernel, call, {true}};
   const auto part = [](int64_t begin, int64_t end, void* context) {
     Job& job = *static_cast<Job*>(context);
-    if (!job.kernel(job.call, begin, end)) job.known = false;
+    if (!job.kernel(job.call, begin, end)) job.known.store(false, std::memory_order_relaxed);
   };
   const int64_t entries_per_item = call.numel / items, grain = 1 + (kGrain - 1) / entries_per_item;
   if (items <= grain) part(0, items, &job);
   else TNN_CHECK(torch_parallel_for(0, items, grain, part, &job));
   if (!job.known) bad_dtype();
+}
+
+void for_pieces(int64_t pieces, void (*piece)(int64_t, void*), void* context) {
+  struct Job {
+    void (*piece)(int64_t, void*);
+    void* context;
+  } job = {piece, context};
+  const auto part = [](int64_t begin, int64_t end, void* context) {
+    const Job& job = *static_cast<Job*>(context);
+    for (int64_t p = begin; p < end; ++p) job.piece(p, job.context);
+  };
+  TNN_CHECK(torch_parallel_for(0, pieces, 1, part, &job));
+}
+
+// Entries from which a row is cut in pieces; by the row alone, so that its bits depend on nothing else.
+constexpr int64_t kLong = 1 << 18;
+
+void run_rows(const Kernels& kernels, const Call& call) {
+  if (call.rows.outer > 1 || call.rows.inner < kLong) return run(kernels.weight_norm, call, call.rows.count);
+  if (!kernels.weight_norm_of_long_rows(call, for_pieces)) bad_dtype();
 }
 
 struct Cpu {
@@ -67,7 +91,7 @@ struct Cpu {
     boxed(D, stack, inputs, like, [](const Call& call, int) { run(kernels().entry_norm, call, call.numel); });
   }
   template <Derivative D> static void weight_norm(StableIValue* stack, uint64_t inputs, uint64_t) {
-    boxed(D, stack, inputs, like, [](const Call& call, int) { run(kernels().weight_norm, call, call.rows.count); });
+    boxed(D, stack, inputs, like, [](const Call& call, int) { run_rows(kernels(), call); });
   }
 };
 

@@ -4,6 +4,11 @@
 // A row is read twice, the second time from cache: sums, then results; while one row is written the next
 // is summed, so that memory is never idle.  Rows whose runs are long are taken one at a time; rows whose
 // entries lie scattered (a transposed matrix) are taken side by side.
+//
+// A long contiguous row is cut in pieces that threads share: sums of each piece, added up in order, then the
+// results of each piece.  Pieces are of one size, so that no bit depends on the number of threads.
+#include <vector>
+
 #include "vector.h"
 
 namespace tnn {
@@ -38,20 +43,20 @@ template <class S, Derivative D> struct Kernel {
     return (o * call.rows.count + row) * call.rows.inner;
   }
 
-  // The rare row of float64 whose squares overflow: summed again, smaller.
-  RowSums shrunk_sums(int64_t row) const {
-    RowSums s;
-    for (int64_t o = 0; o < call.rows.outer; ++o)
-      for (int64_t i = run_start(row, o), end = i + call.rows.inner; i < end; ++i) {
-        const double x = (double)w[i] * kShrink, h = D != kValue ? (double)g[i] : 0;
-        const double u = D == kSecond ? (double)v[i] : 0;
-        s.ww += x * x, s.wg += x * h, s.wv += x * u, s.vg += u * h;
-      }
-    return s;
+  // The rare row of float64 whose squares overflow is summed again, smaller.
+  static bool overflows(const RowSums& sums) { return kShrinks && sums.ww > kShrinkAbove; }
+  void add_shrunk(RowSums& s, int64_t begin, int64_t n) const {
+    for (int64_t i = begin; i < begin + n; ++i) {
+      const double x = (double)w[i] * kShrink, h = D != kValue ? (double)g[i] : 0;
+      const double u = D == kSecond ? (double)v[i] : 0;
+      s.ww += x * x, s.wg += x * h, s.wv += x * u, s.vg += u * h;
+    }
   }
   RowFactors factors(const RowSums& sums, int64_t row) const {
-    const bool again = kShrinks && sums.ww > kShrinkAbove;
-    return RowFactors(again ? shrunk_sums(row) : sums, call.eps, call.gain, again);
+    if (!overflows(sums)) return RowFactors(sums, call.eps, call.gain, false);
+    RowSums again;
+    for (int64_t o = 0; o < call.rows.outer; ++o) add_shrunk(again, run_start(row, o), call.rows.inner);
+    return RowFactors(again, call.eps, call.gain, true);
   }
 
   template <class Place> TNN_INLINE void add(Sums<D>& sums, Place at, int64_t i) const {
@@ -60,17 +65,18 @@ template <class S, Derivative D> struct Kernel {
     for (unsigned p = 0; p < sizeof x.part / sizeof x.part[0]; ++p) sums.add(x.part[p], h.part[p], u.part[p]);
   }
 
-  // each(place, i) for each register of a row; the sums of what it adds to its argument
+  // each(place, i, sums) for each register of n entries; the sums of what it adds there
   static constexpr int64_t kSummands = 1024;  // sums of sums: rounding grows with a row's root, not with the row
+  template <class F> static TNN_INLINE void for_run(RowSums& total, int64_t begin, int64_t n, F each) {
+    for (int64_t j = 0; j < n; j += kSummands) {
+      Sums<D> sums;
+      for_registers<S>(n - j < kSummands ? n - j : kSummands, [&](auto at) { each(at, begin + j, sums); });
+      sums.add_to(total);
+    }
+  }
   template <class F> RowSums for_row(int64_t row, F each) const {
     RowSums total;
-    for (int64_t o = 0; o < call.rows.outer; ++o)
-      for (int64_t j = 0; j < call.rows.inner; j += kSummands) {
-        const int64_t i = run_start(row, o) + j, left = call.rows.inner - j;
-        Sums<D> sums;
-        for_registers<S>(left < kSummands ? left : kSummands, [&](auto at) { each(at, i, sums); });
-        sums.add_to(total);
-      }
+    for (int64_t o = 0; o < call.rows.outer; ++o) for_run(total, run_start(row, o), call.rows.inner, each);
     return total;
   }
 
@@ -89,25 +95,24 @@ template <class S, Derivative D> struct Kernel {
     });
   }
 
-  // Writes a row, given its sums; the sums of the next row.
-  template <bool Next> RowSums one_row(int64_t row, const RowSums& sums) const {
-    const RowFactors row_factors = factors(sums, row);
+  // use(write), with write(place, i) making the results of a row's register from its factors.
+  template <class F> TNN_INLINE auto with_writer(const RowFactors& row, F use) const {
 #ifdef TNN_BYTES
     if constexpr (D != kSecond && sizeof(Stored) == 4)
-      if (row_factors.fits_float()) {
-        const FloatRow<FloatV> norm(row_factors);
-        return write_and_sum<Next>(row, [&](auto at, int64_t i) {
+      if (row.fits_float()) {
+        const FloatRow<FloatV> norm(row);
+        return use([&](auto at, int64_t i) {
           if constexpr (D == kValue) at.store(out + i, norm.value(at.load(w + i)));
           if constexpr (D == kFirst) at.store(out + i, norm.first_g(at.load(g + i), at.load(w + i)));
         });
       }
 #endif
-    const WeightNorm<Double, kShrinks> norm(row_factors);
+    const WeightNorm<Double, kShrinks> norm(row);
     const auto value = [&](Double a) { return norm.value(a); };
     const auto first_g = [&](Double a, Double b) { return norm.first_g(b, a); };
     const auto first_v = [&](Double a, Double b) { return norm.first_v(b, a); };
     const auto second = [&](Double a, Double b, Double c) { return norm.second(c, b, a); };
-    return write_and_sum<Next>(row, [&](auto at, int64_t i) {
+    return use([&](auto at, int64_t i) {
       const auto x = widen(at.load(w + i));
       if (D == kValue) at.store(out + i, narrow(each(value, x)));
       if (D == kFirst) at.store(out + i, narrow(each(first_g, x, widen(at.load(g + i)))));
@@ -119,11 +124,45 @@ template <class S, Derivative D> struct Kernel {
     });
   }
 
+  // Writes a row, given its sums; the sums of the next row.
+  template <bool Next> RowSums one_row(int64_t row, const RowSums& sums) const {
+    return with_writer(factors(sums, row), [&](auto write) { return write_and_sum<Next>(row, write); });
+  }
+
   void one_by_one(int64_t begin, int64_t end) const {
     if (begin >= end) return;
     RowSums sums = for_row(begin, [&](auto at, int64_t i, Sums<D>& sums) { add(sums, at, i); });
     for (int64_t row = begin; row + 1 < end; ++row) sums = one_row<true>(row, sums);
     one_row<false>(end - 1, sums);
+  }
+
+  // f(piece, first entry, entries) for all pieces of a contiguous row, from all threads.
+  static constexpr int64_t kPiece = 1 << 16;
+  template <class F> void each_piece(ForPieces for_pieces, int64_t row, F f) const {
+    const int64_t n = call.rows.inner, begin = run_start(row, 0);
+    const auto one = [&](int64_t p) { f(p, begin + p * kPiece, n - p * kPiece < kPiece ? n - p * kPiece : kPiece); };
+    const auto call_one = [](int64_t p, void* one_) { (*static_cast<decltype(one)*>(one_))(p); };
+    for_pieces((n + kPiece - 1) / kPiece, call_one, (void*)&one);
+  }
+  template <class F> RowSums sum_pieces(ForPieces for_pieces, int64_t row, F add_piece) const {
+    std::vector<RowSums> parts(call.rows.inner / kPiece + 1);
+    each_piece(for_pieces, row, [&](int64_t p, int64_t i, int64_t n) { add_piece(parts[p], i, n); });
+    RowSums total;
+    for (const RowSums& s : parts) total.ww += s.ww, total.wg += s.wg, total.wv += s.wv, total.vg += s.vg;
+    return total;
+  }
+  void long_row(int64_t row, ForPieces for_pieces) const {
+    RowSums sums = sum_pieces(for_pieces, row, [&](RowSums& s, int64_t i, int64_t n) {
+      for_run(s, i, n, [&](auto at, int64_t j, Sums<D>& some) { add(some, at, j); });
+    });
+    const bool again = overflows(sums);
+    if (again)
+      sums = sum_pieces(for_pieces, row, [&](RowSums& s, int64_t i, int64_t n) { add_shrunk(s, i, n); });
+    with_writer(RowFactors(sums, call.eps, call.gain, again), [&](auto write) {
+      each_piece(for_pieces, row, [&](int64_t, int64_t i, int64_t n) {
+        for_registers<S>(n, [&](auto at) { write(at, i); });
+      });
+    });
   }
 
   // Rows [row, row + n) side by side; their runs are neighbours in memory.
@@ -164,16 +203,26 @@ template <class S, Derivative D> struct Kernel {
   }
 };
 
-}  // namespace
-
-bool weight_norm(const Call& call, int64_t begin, int64_t end) {
+template <class F> bool for_kernel(const Call& call, F f) {
   return for_dtype(call.dtype, [&](auto s) {
     using S = decltype(s);
     switch (call.derivative) {
-      case kValue: return Kernel<S, kValue>(call).run(begin, end);
-      case kFirst: return Kernel<S, kFirst>(call).run(begin, end);
-      case kSecond: return Kernel<S, kSecond>(call).run(begin, end);
+      case kValue: return f(Kernel<S, kValue>(call));
+      case kFirst: return f(Kernel<S, kFirst>(call));
+      case kSecond: return f(Kernel<S, kSecond>(call));
     }
+  });
+}
+
+}  // namespace
+
+bool weight_norm(const Call& call, int64_t begin, int64_t end) {
+  return for_kernel(call, [&](const auto& kernel) { kernel.run(begin, end); });
+}
+
+bool weight_norm_of_long_rows(const Call& call, ForPieces for_pieces) {
+  return for_kernel(call, [&](const auto& kernel) {
+    for (int64_t row = 0; row < call.rows.count; ++row) kernel.long_row(row, for_pieces);
   });
 }
 

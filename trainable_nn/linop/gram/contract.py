@@ -1,0 +1,188 @@
+"""Three ways to the Gram matrix of one weight's rows; each is exact, and the cheapest is taken.
+
+* explicit: the rows W_ik = sum_t b_ikt a_it^T themselves, (n K) of them, and their products;
+* structured: <W_ik, W_jl> = sum_ts <a_it, a_js> <b_ikt, b_jls>, the Gram matrix of the inputs times that of the
+  output gradients, entry by entry;
+* mixed: sum_s < sum_t <a_it, a_js> b_ikt, b_jls >, which forms the sum over t for each output once.
+
+Products run in the network's dtype, and are added up in float64.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cost import Rates, rates
+from .features import Factors
+from .rows import Block
+
+WAYS = ("explicit", "structured", "mixed")
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers that decide: samples on both sides, outputs, positions, widths, groups."""
+
+    pairs: float
+    samples: int
+    outputs: int
+    positions: int
+    width_a: int
+    width_b: int
+    groups: int
+
+
+def seconds(way: str, size: Size, rate: Rates) -> float:
+    """What a way will take, by the operations and the memory that it moves, at rates measured on this machine."""
+    k, t, d, o, g = size.outputs, size.positions, size.width_a, size.width_b, size.groups
+    if way == "explicit":
+        rows = size.samples * k * t * d * o * g * rate.row(t)
+        moved = size.samples * (t * d + k * t * o + 2 * k * o * d) * g
+        return rows + size.pairs * k * k * o * d * g * rate.gemm + moved * rate.move
+    meet = size.pairs * t * t * d * g * rate.gemm
+    if way == "structured":
+        return meet + size.pairs * k * k * t * t * (g * o * rate.gemm + 3 * rate.move)
+    small = size.pairs * k * k * t * o * g * rate.small
+    return meet + size.pairs * k * t * t * o * g * rate.row(t) + small + size.pairs * k * t * o * g * rate.move
+
+
+def cheapest(factors: Factors, block: Block, trace: bool) -> str:
+    outputs, width = (1, factors.width_b * factors.outputs) if trace else (factors.outputs, factors.width_b)
+    size = Size(block.pairs, block.samples, outputs, factors.positions, factors.width_a, width, factors.groups)
+    ways = WAYS if factors.groups == 1 else WAYS[:1]
+    like = factors.b(slice(0, 1))
+    return min(ways, key=lambda way: seconds(way, size, rates(like.dtype, like.device)))
+
+
+def contract(factors: Factors, block: Block, add, trace: bool, workspace: int, way: str | None = None) -> None:
+    """``add(I, J, products)`` for tiles that cover the block; products (I, K, J, K), or (I, 1, J, 1) for the trace."""
+    way = way or cheapest(factors, block, trace)
+    if factors.groups > 1:
+        way = "explicit"
+    {"explicit": _explicit, "structured": _structured, "mixed": _mixed}[way](factors, block, add, trace, workspace)
+
+
+def gram_of_rows(rows_of, block: Block, add, trace: bool, bytes_per_sample: float, workspace: int) -> None:
+    """The products of explicit rows, ``rows_of(samples)`` a list of (samples, K, P) tensors."""
+    tile = max(1, int(workspace / max(3.0 * bytes_per_sample, 1.0)))
+    for left in block.left_tiles(tile):
+        first = [_merged(r, trace) for r in rows_of(left)]
+        for right in block.right_tiles(tile, left):
+            second = first if right == left else [_merged(r, trace) for r in rows_of(right)]
+            for a, b in zip(first, second):
+                _products(a, b, left, right, add)
+            del second
+
+
+def _merged(rows: Tensor, trace: bool) -> Tensor:
+    """(samples, K, P), or (samples, 1, K P): the trace's inner product runs over the outputs too."""
+    return rows.flatten(1).unsqueeze(1) if trace else rows
+
+
+COLUMNS = 2**15  # summed in the network's dtype before float64 takes over
+CACHE = 2**20  # bytes of the mixed way's middle result, which is written and read at once
+PARTS = 4  # of a symmetric product, of whose blocks only those above the diagonal are computed
+
+
+def _products(a: Tensor, b: Tensor, left: slice, right: slice, add) -> None:
+    m, k, p = a.shape
+    same = a is b
+    parts = PARTS if same and m * k >= 64 * PARTS and m >= PARTS else 1
+    size = -(-m // parts)
+    for i in range(0, m, size):
+        for j in range(i if same else 0, b.shape[0], size if same else b.shape[0]):
+            x = a[i : i + size].flatten(0, 1)
+            y = (b[j : j + size] if same else b).flatten(0, 1)
+            total = torch.zeros(len(x), len(y), dtype=torch.float64, device=a.device)
+            for start in range(0, p, COLUMNS):
+                total += x[:, start : start + COLUMNS] @ y[:, start : start + COLUMNS].T
+            rows = slice(left.start + i, left.start + i + len(x) // k)
+            columns = slice(right.start + j, right.start + j + len(y) // k)
+            add(rows, columns, total.reshape(len(x) // k, k, len(y) // k, k))
+
+
+def _explicit(factors: Factors, block: Block, add, trace: bool, workspace: int) -> None:
+    """Over parts of O, so that all samples' rows of one part are there at once."""
+    item = factors.b(slice(0, 1)).element_size()
+    per_column = block.samples * factors.outputs * factors.groups * factors.width_a * item
+    width = max(1, min(factors.width_b, int(workspace / (2 * max(per_column, 1)))))
+    for start in range(0, factors.width_b, width):
+        columns = slice(start, min(start + width, factors.width_b))
+
+        def rows_of(samples: slice, columns=columns) -> list[Tensor]:
+            parts = [factors.rows(part, columns).flatten(2) for part in _pieces(samples, factors, workspace, item)]
+            return [torch.cat(parts) if len(parts) > 1 else parts[0]]
+
+        size = factors.outputs * factors.groups * factors.width_a * (columns.stop - columns.start) * item
+        gram_of_rows(rows_of, block, add, trace, size, 2 * workspace)
+
+
+def _pieces(samples: slice, factors: Factors, workspace: int, item: int) -> Iterator[slice]:
+    each = factors.positions * factors.groups * (factors.width_a + 2 * factors.outputs * factors.width_b) * item
+    step = max(1, int(workspace / (4 * max(each, 1))))
+    for start in range(samples.start, samples.stop, step):
+        yield slice(start, min(start + step, samples.stop))
+
+
+def _meet(factors: Factors, left: slice, right: slice) -> Tensor:
+    """<a_it, a_js>: (I, T, J, T)."""
+    if factors.meets is not None:
+        return factors.meets(left, right)
+    x, y = (factors.a(s)[:, 0].mT.reshape(-1, factors.width_a) for s in (left, right))
+    i, j, t = left.stop - left.start, right.stop - right.start, factors.positions
+    return (x @ y.T).reshape(i, t, j, t)
+
+
+def _by_position(factors: Factors, samples: slice, trace: bool) -> Tensor:
+    """b as (samples, T, K, O); for the trace (samples, T, 1, K O)."""
+    b = factors.b(samples)[:, 0].permute(0, 3, 1, 2).contiguous()
+    return b.flatten(2).unsqueeze(2) if trace else b
+
+
+def _structured(factors: Factors, block: Block, add, trace: bool, workspace: int) -> None:
+    item = factors.b(slice(0, 1)).element_size()
+    k = 1 if trace else factors.outputs
+    t = factors.positions
+    tile = max(1, int((workspace / (3 * item)) ** 0.5 / (k * t)))
+    for left in block.left_tiles(tile):
+        x = _by_position(factors, left, trace)
+        for right in block.right_tiles(tile, left):
+            y = x if left == right else _by_position(factors, right, trace)
+            i, j = len(x), len(y)
+            both = (x.flatten(0, 2) @ y.flatten(0, 2).T).reshape(i, t, k, j, t, k)
+            both *= _meet(factors, left, right).reshape(i, t, 1, j, t, 1)
+            add(left, right, both.sum((1, 4)).double())
+
+
+def _mixed(factors: Factors, block: Block, add, trace: bool, workspace: int) -> None:
+    item = factors.b(slice(0, 1)).element_size()
+    k, width = (1, factors.width_b * factors.outputs) if trace else (factors.outputs, factors.width_b)
+    t = factors.positions
+    tile = max(1, int(workspace / (4 * item * t * (k * width + factors.width_a))))
+    tile = min(tile, max(1, int((workspace / (4 * item)) ** 0.5 / t)))
+    inner = max(1, CACHE // (item * t * k * width))
+    for left in block.left_tiles(tile):
+        x = _by_position(factors, left, trace)
+        for right in block.right_tiles(tile, left):
+            y = x if left == right else _by_position(factors, right, trace)
+            meets = _meet(factors, left, right)
+            for i in range(len(x)):
+                first = i if left == right else 0
+                found = _mixed_row(meets[i, :, first:].permute(1, 2, 0), x[i], y[first:], inner)
+                samples = slice(right.start + first, right.stop)
+                add(slice(left.start + i, left.start + i + 1), samples, found.permute(1, 0, 2).unsqueeze(0))
+
+
+def _mixed_row(meets: Tensor, one: Tensor, others: Tensor, inner: int) -> Tensor:
+    """Products of one sample's rows (T, K, O) with others' (J, T, L, O), by meets (J, T, T): (J, K, L)."""
+    t, k, width = one.shape
+    found = []
+    for j in range(0, len(others), inner):
+        z = meets[j : j + inner].reshape(-1, t) @ one.flatten(1)  # (J T, K O)
+        products = torch.bmm(z.reshape(-1, k, width), others[j : j + inner].flatten(0, 1).mT)  # (J T, K, L)
+        found.append(products.reshape(-1, t, k, k).sum(1, dtype=torch.float64))
+    return torch.cat(found)
+
+

@@ -1,0 +1,248 @@
+"""What the known operations of torch give: the rows of their weights in factors, and the gradient of their data alone.
+
+Each rule reads what autograd saved for the operation. A rule that cannot answer returns None, and the general way is
+taken: the operation's own backward pass on the gradient of each sample alone.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .features import Factors, Features, Rows
+from .graph import Slot, output_shapes
+from .layout import Layout
+
+Gradients = list[Tensor]  # one for each output of the network
+
+
+def convolution(slot: Slot, gradients: Gradients, layout: Layout) -> Features | None:
+    node = slot.node
+    if slot.index == 2:
+        return Rows(torch.stack([layout.by_sample(g).flatten(3).sum((1, 3)) for g in gradients], 1))
+    if slot.index != 1:
+        return None
+    groups, x, weight = node._saved_groups, node._saved_input, node._saved_weight
+    taps = tuple(weight.shape[2:])
+    geometry = (taps, node._saved_stride, node._saved_padding, node._saved_dilation)
+    x = layout.by_sample(x)
+    each = [layout.by_sample(g) for g in gradients]
+    shape = weight.shape
+
+    if not node._saved_transposed:
+        wide, positions = shape[1] * math.prod(taps), each[0].shape[1] * math.prod(each[0].shape[3:])
+        narrow = shape[0] // groups
+
+        def a(samples: slice) -> Tensor:
+            return _patches(x[samples], groups, *geometry, each[0].shape[3:])
+
+        def b(samples: slice) -> Tensor:
+            return torch.stack([_positions(g[samples], groups) for g in each], 2)
+
+        return Factors(a, b, groups, wide, narrow, positions, len(each), lambda r: r.reshape(len(r), *shape))
+
+    wide, positions = shape[1] * math.prod(taps), x.shape[1] * math.prod(x.shape[3:])
+
+    def patches_of_gradients(samples: slice) -> Tensor:
+        return torch.stack([_patches(g[samples], groups, *geometry, x.shape[3:]) for g in each], 2)
+
+    return Factors(
+        lambda samples: _positions(x[samples], groups),
+        patches_of_gradients,
+        groups,
+        shape[0] // groups,
+        wide,
+        positions,
+        len(each),
+        lambda r: r.mT.reshape(len(r), *shape),
+    )
+
+
+def _positions(x: Tensor, groups: int) -> Tensor:
+    """(m, r, C, sizes...) as (m, groups, C / groups, r * positions)."""
+    m, r, channels = x.shape[:3]
+    x = x.reshape(m, r, groups, channels // groups, -1)
+    return x.permute(0, 2, 3, 1, 4).reshape(m, groups, channels // groups, -1)
+
+
+def _patches(x: Tensor, groups: int, taps, stride, padding, dilation, sizes) -> Tensor:
+    """(m, r, C, sizes...) as (m, groups, C / groups * taps, r * positions): what each position of the output reads."""
+    m, r, channels = x.shape[:3]
+    x = x.flatten(0, 1)
+    if any(padding):
+        x = F.pad(x, [side for p in reversed(padding) for side in (p, p)])
+    x = x.contiguous()
+    steps = x.stride()
+    view = x.as_strided(
+        (m, r, groups, channels // groups, *taps, *sizes),
+        (
+            r * steps[0],
+            steps[0],
+            channels // groups * steps[1],
+            steps[1],
+            *(d * s for d, s in zip(dilation, steps[2:])),
+            *(e * s for e, s in zip(stride, steps[2:])),
+        ),
+    )
+    axes = len(taps)
+    inner = tuple(range(3, 4 + axes))
+    outer = tuple(range(4 + axes, 4 + 2 * axes))
+    return view.permute(0, 2, *inner, 1, *outer).reshape(m, groups, channels // groups * math.prod(taps), -1)
+
+
+def matrix_product(slot: Slot, gradients: Gradients, layout: Layout) -> Features | None:
+    """x W with the weight behind: MmBackward0, and AddmmBackward0 with its bias in front."""
+    node = slot.node
+    added = node.name() == "AddmmBackward0"
+    each = [layout.by_sample(g) for g in gradients]
+    if added and slot.index == 0:
+        if output_shapes(slot.edge[0])[slot.edge[1]] != each[0].shape[2:]:
+            return None
+        return Rows(torch.stack([g.sum(1) for g in each], 1) * node._saved_beta)
+    if slot.index != (2 if added else 1):
+        return None
+    x = layout.by_sample(node._saved_mat1 if added else node._saved_self)
+    scale = node._saved_alpha if added else 1
+
+    def b(samples: slice) -> Tensor:
+        found = torch.stack([g[samples].mT for g in each], 1).unsqueeze(1)
+        return found if scale == 1 else found * scale
+
+    def a(samples: slice) -> Tensor:
+        return x[samples].mT.unsqueeze(1)
+
+    return Factors(a, b, 1, x.shape[2], each[0].shape[2], x.shape[1], len(each), lambda r: r.squeeze(1).mT)
+
+
+def embedding(slot: Slot, gradients: Gradients, layout: Layout) -> Features | None:
+    node = slot.node
+    if node._saved_scale_grad_by_freq or node._saved_sparse:
+        return None
+    ids = layout.by_sample(node._saved_indices).flatten(1)
+    size, skipped = int(node._saved_weight_sym_argsize_0), int(node._saved_padding_idx)
+    skipped = skipped - 2**64 if skipped >= 2**63 else skipped
+    counts = ids != skipped  # (n, T)
+    each = [layout.by_sample(g).reshape(*ids.shape, -1) * counts.unsqueeze(2) for g in gradients]
+
+    def a(samples: slice) -> Tensor:
+        return F.one_hot(ids[samples], size).to(each[0].dtype).mT.unsqueeze(1)
+
+    def b(samples: slice) -> Tensor:
+        return torch.stack([g[samples].mT for g in each], 1).unsqueeze(1)
+
+    def meets(left: slice, right: slice) -> Tensor:
+        return (ids[left, :, None, None] == ids[None, None, right]).to(each[0].dtype)
+
+    positions = ids.shape[1]
+    width = each[0].shape[2]
+    return Factors(a, b, 1, size, width, positions, len(each), lambda r: r.squeeze(1).mT, meets=meets)
+
+
+def normalised(slot: Slot, gradients: Gradients, layout: Layout) -> Features | None:
+    """Scale and shift of batch normalisation in evaluation mode, group and layer normalisation."""
+    node = slot.node
+    if slot.index not in (1, 2):
+        return None
+    shape = output_shapes(slot.edge[0])[slot.edge[1]]
+    hat = _standardised(node) if slot.index == 1 else None
+    if slot.index == 1 and hat is None or getattr(node, "_saved_training", False):
+        return None
+    rows = []
+    for g in gradients:
+        terms = layout.by_sample(g if hat is None else g * hat)
+        if node.name() == "NativeLayerNormBackward0":
+            rows.append(terms.reshape(layout.count, -1, shape.numel()).sum(1).reshape(-1, *shape))
+        else:
+            rows.append(terms.flatten(3).sum((1, 3)) if terms.dim() > 3 else terms.sum(1))
+    return Rows(torch.stack(rows, 1))
+
+
+def _standardised(node) -> Tensor | None:
+    x = node._saved_input
+    if node.name() == "NativeLayerNormBackward0":
+        return (x - node._saved_result1) * node._saved_result2
+    if node.name() == "NativeGroupNormBackward0":
+        groups = x.reshape(len(x), node._saved_group, -1)
+        hat = (groups - node._saved_result1.unsqueeze(2)) * node._saved_result2.unsqueeze(2)
+        return hat.reshape(x.shape)
+    if node._saved_training or node._saved_running_mean is None:
+        return None
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    return (x - node._saved_running_mean.reshape(shape)) * (
+        node._saved_running_var.reshape(shape) + node._saved_eps
+    ).rsqrt()
+
+
+def sum_or_product(slot: Slot, gradients: Gradients, layout: Layout) -> Features | None:
+    """A parameter that is added to, subtracted from, or multiplied with every sample: broadcast, and so summed over."""
+    node, name = slot.node, slot.node.name()
+    shape, whole = output_shapes(slot.edge[0])[slot.edge[1]], gradients[0].shape
+    aligned = (1,) * (len(whole) - len(shape)) + tuple(shape)
+    if layout.axis != 0 or aligned[0] != 1:
+        return None
+    factor: Tensor | float = 1.0
+    if name == "MulBackward0":
+        factor = node._saved_other if slot.index == 0 else node._saved_self
+        if not isinstance(factor, Tensor):
+            return None
+    elif slot.index == 1:
+        factor = node._saved_alpha * (-1 if name == "SubBackward0" else 1)
+    summed = [axis + 1 for axis, size in enumerate(aligned) if axis and size == 1]
+    rows = [layout.by_sample(g * factor).sum([1, *summed]) for g in gradients]
+    return Rows(torch.stack(rows, 1).reshape(layout.count, len(gradients), *shape))
+
+
+RULES: dict[str, Callable[[Slot, Gradients, Layout], Features | None]] = {
+    "ConvolutionBackward0": convolution,
+    "AddmmBackward0": matrix_product,
+    "MmBackward0": matrix_product,
+    "EmbeddingBackward0": embedding,
+    "NativeBatchNormBackward0": normalised,
+    "NativeLayerNormBackward0": normalised,
+    "NativeGroupNormBackward0": normalised,
+    "AddBackward0": sum_or_product,
+    "SubBackward0": sum_or_product,
+    "MulBackward0": sum_or_product,
+}
+
+
+def convolution_data(node, g: Tensor) -> Tensor:
+    x = node._saved_input
+    return torch.ops.aten.convolution_backward(
+        g,
+        x,
+        node._saved_weight,
+        None,
+        node._saved_stride,
+        node._saved_padding,
+        node._saved_dilation,
+        node._saved_transposed,
+        node._saved_output_padding,
+        node._saved_groups,
+        [True, False, False],
+    )[0]
+
+
+def batch_norm_data(node, g: Tensor) -> Tensor | None:
+    if node._saved_training:
+        return None
+    x, gamma = node._saved_input, node._saved_weight
+    scale = (node._saved_running_var + node._saved_eps).rsqrt()
+    scale = scale if gamma is None else scale * gamma.detach()
+    return g * scale.reshape(1, -1, *(1,) * (x.dim() - 2))
+
+
+def matrix_product_data(node, g: Tensor) -> Tensor:
+    found = g @ node._saved_mat2.detach().mT
+    return found * node._saved_alpha if node.name() == "AddmmBackward0" else found
+
+
+# the gradient of the data input alone, and its index
+DATA_RULES: dict[str, tuple[int, Callable]] = {
+    "ConvolutionBackward0": (0, convolution_data),
+    "NativeBatchNormBackward0": (0, batch_norm_data),
+    "AddmmBackward0": (1, matrix_product_data),
+    "MmBackward0": (0, matrix_product_data),
+}

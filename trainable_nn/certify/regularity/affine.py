@@ -36,8 +36,9 @@ class Affine(Step):
 
     source = "paper A (17)-(21), Lemma A.7; THEORY_PAPERS II.2.1, II.2.2, II.2.7"
 
-    def __init__(self, path: str, module: nn.Module) -> None:
+    def __init__(self, path: str, module: nn.Module, sample: Tensor) -> None:
         super().__init__(path, type(module).__name__)
+        self.sample = sample  # an input, for its shape
         self.module = twin = doubled(module)
         self.options = module.constants() if hasattr(module, "constants") else IdentityConstants()
         weight = twin.effective_weight() if hasattr(twin, "effective_weight") else twin.weight
@@ -118,19 +119,19 @@ class Affine(Step):
         return float(times(self.options.operator_norm_supremum(rows, columns), growth))
 
     def local(self, ball: Ball, inputs: Sequence[State]) -> list[Local]:
-        x = self.sample = inputs[0].centre
+        x = inputs[0].centre
         growth, now = self.growth(x), self.norm_now(x)
         moved = float(times(growth * self.slope(ball), self.moved(ball)))
         J = min(now + moved, self._supremum(growth)) if self.trains_weight else now
         drift = min(moved, now + J)
         ones = np.ones(ball.samples)
-        return [Local(J * ones, drift * ones, self._rounding(growth), 0.0, self._least(moved))]
+        return [Local(J * ones, drift * ones, self._rounding(growth), 0.0, self.least(moved))]
 
     def _rounding(self, growth: float) -> float:
         terms = self.free.shape[1] + 24
         return terms * U * growth * float(self.weight.square().sum().sqrt()) * (1 + 2 * self.free.size * U)
 
-    def _least(self, moved: float) -> float:
+    def least(self, moved: float) -> float:
         """sigma of a dense layer on the output side, less what it moves and LAPACK's rounding."""
         if not self.is_dense or self.weight.numel() > 2**20 or self.weight.shape[0] > self.weight.shape[1]:
             return 0.0

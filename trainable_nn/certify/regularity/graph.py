@@ -70,6 +70,19 @@ class Graph:
             )
         return self._trace(module, path, source)
 
+    def keep(self, last: int) -> None:
+        """Drop the steps that the output at ``last`` is not computed from."""
+        live, waiting = set(), [last]
+        while waiting:
+            index = waiting.pop()
+            if index not in live:
+                live.add(index)
+                waiting.extend(self.nodes[index].inputs)
+        order = sorted(live | {0})
+        place = {old: new for new, old in enumerate(order)}
+        kept = [self.nodes[i] for i in order]
+        self.nodes = [Node(n.step, tuple(place[i] for i in n.inputs), n.value) for n in kept]
+
     def _trace(self, module: nn.Module, path: str, source: int) -> int:
         try:
             graph = tracing.trace(module, module.training)

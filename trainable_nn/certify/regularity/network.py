@@ -119,8 +119,7 @@ def graph_of(model: nn.Module, inputs: Tensor, rules: Mapping[type, Rule]) -> Gr
         if parameter.is_meta or not torch.isfinite(parameter).all():
             raise ValueError(f"{name}: the parameter is on the meta device, NaN or infinite. Load finite values first.")
     graph = Graph(inputs.detach().to("cpu", torch.float64), rules)
-    last = graph.read(model, "", 0)
-    graph.nodes = graph.nodes[: last + 1]
+    graph.keep(graph.read(model, "", 0))
     return graph
 
 

@@ -35,7 +35,7 @@ def _affine(graph: Graph, module: nn.Module, path: str, source: int) -> int:
         raise UnboundedError(
             f"{path}: {type(module).__name__} got an input of shape {tuple(value.shape)} without a batch axis. Add one."
         )
-    return graph.add(Affine(path, module), source)
+    return graph.add(Affine(path, module, value), source)
 
 
 def constants_of(name: str, scale: float = 1.0) -> Smooth:
@@ -108,7 +108,9 @@ def _linear_map(graph: Graph, module: nn.Module, path: str, source: int) -> int:
     terms = math.prod(_ints(module.kernel_size, 3)) if moves else 0
     lower = 0.0 if moves and not _blocks(module, shape) else norm
     why = "linear, its rows are orthogonal where windows don't meet" if moves else "moves entries, and is an isometry"
-    return graph.add(FixedLinear(path, type(module).__name__, module, norm, terms=terms, lower=lower, derivation=why), source)
+    step = FixedLinear(path, type(module).__name__, module, norm, terms=terms, lower=lower, derivation=why)
+    step.moves_only = not moves
+    return graph.add(step, source)
 
 
 def _blocks(module: nn.Module, shape: tuple[int, ...]) -> bool:
@@ -150,6 +152,27 @@ def _adaptive_pool(graph: Graph, module: nn.Module, path: str, source: int) -> i
     return graph.add(step, source)
 
 
+def _readout(graph: Graph, module: ours.OrthogonalReadout, path: str, source: int) -> int:
+    kernel = doubled(module).kernel
+    norm = matrix_norm_at_most(kernel, rtol=1e-6)
+    least = float(torch.linalg.svdvals(kernel)[-1]) - 2.0**-40 * norm * sum(kernel.shape)
+    step = FixedLinear(path, type(module).__name__, partial(_flat_product, kernel=kernel), norm,
+                       absolute=float(kernel.square().sum().sqrt()) * (1 + 2.0**-30), terms=kernel.shape[1], lower=max(least, 0.0),
+                       derivation="orthonormal rows, to rounding: all singular values are 1")  # fmt: skip
+    return graph.add(step, source)
+
+
+def _flat_product(x: Tensor, kernel: Tensor) -> Tensor:
+    return F.linear(x.flatten(1), kernel)
+
+
+def _contractive(graph: Graph, module: ours.ContractiveResidual, path: str, source: int) -> int:
+    """skip(x) + a branch(x), with a constant a."""
+    skip = source if module.skip is None else graph.read(module.skip, f"{path}.skip".lstrip("."), source)
+    branch = graph.read(module.branch, f"{path}.branch".lstrip("."), source)
+    return graph.add(Sum(path, (1.0, module.scale)), skip, branch)
+
+
 def _bounded_residual(graph: Graph, module: nn.Module, path: str, source: int) -> int:
     """skip(x) + a branch(x), with a constant a."""
     if type(module).forward is not ours.SpectrallyBoundedResidual.forward or not isinstance(module.scale, float):
@@ -172,19 +195,24 @@ def _moved(graph: Graph, path: str, source: int, args, kwargs) -> int:
         raise UnboundedError(f"{path}: it changes the batch axis, {tuple(before.shape)} to {tuple(after.shape)}. Keep it.")
     kwargs = {k: v for k, v in kwargs.items() if k != "input"}
     step = FixedLinear(path, name, move, 1.0, lower=1.0, derivation="moves entries, and is an isometry")
+    step.moves_only = True
     return graph.add(step, source)
 
+
+NORMS = ("Entry", "Weight", "Spectral")
 
 RULES: dict[type, Rule] = {
     nn.Sequential: _sequential,
     **{kind: _affine for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)},
-    **{getattr(ours, f"{p}Norm{k}"): _affine for p in ("Entry", "Weight") for k in ("Linear", "Conv1d", "Conv2d", "Conv3d")},
+    **{getattr(ours, f"{p}Norm{k}"): _affine for p in NORMS for k in ("Linear", "Conv1d", "Conv2d", "Conv3d")},
     nn.Identity: _identity,
     **{kind: _dropout for kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)},
     **{kind: _linear_map for kind in (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)},
     **{kind: _linear_map for kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)},
     **{kind: _adaptive_pool for kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)},
     ours.OrthogonalDownsample2d: _downsample,
+    ours.OrthogonalReadout: _readout,
+    ours.ContractiveResidual: _contractive,
     ours.SpectrallyBoundedResidual: _bounded_residual,
     nn.Tanh: _smooth("tanh"),
     nn.Sigmoid: _smooth("sigmoid"),

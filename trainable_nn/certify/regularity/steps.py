@@ -102,8 +102,13 @@ class Sum(Step):
 
 
 class FixedLinear(Step):
-    """y = A x + const with no parameters: norm bounds ||A||, absolute bounds the norm of |A|, entry by entry."""
+    """y = A x with no parameters.
 
+    norm: at least ||A||.  absolute: at least the norm of |A|, entry by entry.  terms: how many products one output sums.
+    lower: at most the smallest singular value of A over its outputs.  moves_only: A is a permutation.
+    """
+
+    moves_only = False
     source = "THEORY_PAPERS II.2.7, fixed linear map: a = b = c = 0"
 
     def __init__(

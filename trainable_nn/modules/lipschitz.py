@@ -32,6 +32,7 @@ from .normalised import Normalised
 from .preactivation import PreActivationBlock
 from .shortcut import PooledConv2d, PooledSequential
 from .skip import OrthogonalDownsample2d
+from .spectral import SpectralNormConv1d, SpectralNormConv2d, SpectralNormConv3d, SpectralNormLinear
 
 
 @dataclass(frozen=True)
@@ -328,6 +329,7 @@ MERGED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # what the factors of a n
 FLOORED = (FlooredBatchNorm1d, FlooredBatchNorm2d, FlooredBatchNorm3d)
 OURS = (EntryNormLinear, EntryNormConv1d, EntryNormConv2d, EntryNormConv3d)
 OURS += (WeightNormLinear, WeightNormConv1d, WeightNormConv2d, WeightNormConv3d)
+OURS += (SpectralNormLinear, SpectralNormConv1d, SpectralNormConv2d, SpectralNormConv3d)
 WEIGHTED = (*MERGED, *TRANSPOSED)
 ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 ADAPTIVE += (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from .contract import contract, gram_of_rows
 from .coupled import coupled_gram
 from .network import Network, exact_products, layer_of
 from .rows import Block, Sums
-from .samples import Samples, batches_of, read_samples
+from .samples import Samples, read_samples
 from .sweep import Group, SamplesMeet, Sweep
 
 WHERE = "ntk"

@@ -8,7 +8,6 @@
 Products run in the network's dtype, and are added up in float64.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +82,8 @@ def _merged(rows: Tensor, trace: bool) -> Tensor:
 
 COLUMNS = 2**15  # summed in the network's dtype before float64 takes over
 CACHE = 2**20  # bytes of the mixed way's middle result, which is written and read at once
+ROWS = 3 * 2**23  # bytes of explicit rows at once: larger buffers are mapped anew by the system at every use
+LEAST_ROW = 64  # of the O K in one product, so that it is a large one
 PARTS = 4  # of a symmetric product, of whose blocks only those above the diagonal are computed
 
 
@@ -107,23 +108,16 @@ def _explicit(factors: Factors, block: Block, add, trace: bool, workspace: int) 
     """Over parts of O, so that all samples' rows of one part are there at once."""
     item = factors.b(slice(0, 1)).element_size()
     per_column = block.samples * factors.outputs * factors.groups * factors.width_a * item
-    width = max(1, min(factors.width_b, int(workspace / (2 * max(per_column, 1)))))
+    wanted = max(ROWS // per_column, LEAST_ROW // factors.outputs)
+    width = max(1, min(factors.width_b, wanted, workspace // (2 * per_column)))
     for start in range(0, factors.width_b, width):
         columns = slice(start, min(start + width, factors.width_b))
 
         def rows_of(samples: slice, columns=columns) -> list[Tensor]:
-            parts = [factors.rows(part, columns).flatten(2) for part in _pieces(samples, factors, workspace, item)]
-            return [torch.cat(parts) if len(parts) > 1 else parts[0]]
+            return [factors.rows(samples, columns).flatten(2)]
 
         size = factors.outputs * factors.groups * factors.width_a * (columns.stop - columns.start) * item
         gram_of_rows(rows_of, block, add, trace, size, 2 * workspace)
-
-
-def _pieces(samples: slice, factors: Factors, workspace: int, item: int) -> Iterator[slice]:
-    each = factors.positions * factors.groups * (factors.width_a + 2 * factors.outputs * factors.width_b) * item
-    step = max(1, int(workspace / (4 * max(each, 1))))
-    for start in range(samples.start, samples.stop, step):
-        yield slice(start, min(start + step, samples.stop))
 
 
 def _meet(factors: Factors, left: slice, right: slice) -> Tensor:

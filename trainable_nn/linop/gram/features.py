@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PIECE = 2**23  # bytes of factors at once: larger buffers are mapped anew by the system at every use
+
 
 @dataclass
 class Factors:
@@ -26,16 +28,29 @@ class Factors:
     positions: int
     outputs: int
     to_weight: Callable[[Tensor], Tensor]
-    explicit: Callable[[slice, slice], Tensor] | None = None
     meets: Callable[[slice, slice], Tensor] | None = None  # a a^T without a, (I, T, J, T)
 
     def rows(self, samples: slice, columns: slice = slice(None)) -> Tensor:
-        """(samples, K, groups, O, D), of the columns' part of O."""
-        a, b = self.a(samples), self.b(samples)[:, :, :, columns]
-        m, groups, outputs, width, positions = b.shape
-        left = b.reshape(m * groups, outputs * width, positions)
-        found = torch.bmm(left, a.reshape(m * groups, self.width_a, positions).mT)
-        return found.reshape(m, groups, outputs, width, self.width_a).transpose(1, 2)
+        """(samples, K, groups, O, D), of the columns' part of O; a few samples at a time, for the cache and the heap."""
+        columns = slice(*columns.indices(self.width_b))
+        count, width = samples.stop - samples.start, columns.stop - columns.start
+        first = self.b(slice(samples.start, samples.start + 1))
+        found = first.new_empty(count, self.outputs, self.groups, width, self.width_a)
+        each = self.positions * self.groups * (self.width_a + self.outputs * width) * first.element_size()
+        step = max(1, PIECE // each)
+        for start in range(0, count, step):
+            part = slice(samples.start + start, min(samples.start + start + step, samples.stop))
+            self._rows_into(found[start : start + step], part, columns)
+        return found
+
+    def _rows_into(self, found: Tensor, samples: slice, columns: slice) -> None:
+        m, outputs, groups, width, _ = found.shape
+        left = self.b(samples)[:, :, :, columns].reshape(m * groups, outputs * width, self.positions)
+        right = self.a(samples).reshape(m * groups, self.width_a, self.positions).mT
+        if groups == 1:
+            torch.bmm(left, right, out=found.view(m, outputs * width, self.width_a))
+        else:
+            found.copy_(torch.bmm(left, right).reshape(m, groups, outputs, width, self.width_a).transpose(1, 2))
 
     def weight_rows(self, samples: slice) -> Tensor:
         """(samples * K, *weight)."""

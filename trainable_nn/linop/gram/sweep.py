@@ -37,6 +37,7 @@ class Sweep:
         self.groups = _groups_of(graph)
         self.waiting = {id(group): len(group.slots) for group in self.groups.values()}
 
+    @torch.no_grad()
     def run(self, root, outputs: Tensor) -> None:
         """``outputs`` (K, *shape) are the gradients to start from, one for each output of the network."""
         self.probe = None

@@ -50,7 +50,9 @@ class Certificate:
             raise CertificateError(f"linear_width.Certificate.steps_to: {self.verdict} No number of steps is proved.")
         if not loss > 0:
             raise OptionError(f"linear_width.Certificate.steps_to: the loss to reach must be above 0, got {loss}.")
-        return 0 if loss >= self.loss else math.ceil(math.log(loss / self.loss) / math.log1p(self.rate - 1) * (1 + 1e-9))
+        return (
+            0 if loss >= self.loss else math.ceil(math.log(loss / self.loss) / math.log1p(self.rate - 1) * (1 + 1e-9))
+        )
 
     @property
     def verdict(self) -> str:
@@ -187,7 +189,9 @@ def _certificate(centre: Centre, residual: np.ndarray) -> Certificate:
     ]
     if holds:
         rows += [
-            Row("radius", float(enclosure.s[-1]), PROVED, source, "of the path's length; the paper's is 4 ||r|| / alpha"),
+            Row(
+                "radius", float(enclosure.s[-1]), PROVED, source, "of the path's length; the paper's is 4 ||r|| / alpha"
+            ),
             Row("||J - J_0||", drift, PROVED, source, "at most, on the path"),
             Row("alpha", enclosure.alpha, PROVED, source, "at most sigma_min(J), on the path"),
             Row("beta", enclosure.beta, PROVED, source, "at least ||J||, on the path"),
@@ -202,4 +206,3 @@ def _certificate(centre: Centre, residual: np.ndarray) -> Certificate:
         float(enclosure.s[-1]) if holds else math.inf, enclosure.step_size if holds else 0.0,
         enclosure.rate if holds else 1.0, enclosure.needed_over_available, Rows(tuple(rows)), enclosure,
     )  # fmt: skip
-

@@ -16,7 +16,6 @@ from trainable_nn.theory.pl import (
     Sigma,
     a_posteriori,
     descend,
-    entry_slope_at_least,
     loss_smoothness,
     sigma_from_layers,
 )
@@ -219,15 +218,6 @@ def test_layers_multiply_downwards(first, steps):
 def test_a_layer_without_margin_leaves_nothing():
     assert sigma_from_layers(1.0, [(1.0, 0.5), (1.0, 1.0)]) == 0.0
     assert sigma_from_layers(1.0, [(1.0, math.inf)]) == 0.0
-
-
-@given(st.floats(0.01, 100.0), st.floats(0.1, 5.0), st.floats(0.0, 1.0), st.floats(0.0, 50.0))
-def test_entry_slope_is_the_least_on_its_range(eps, gain, leak, largest):
-    bound = entry_slope_at_least(eps, gain, leak, largest)
-    w = np.linspace(0.0, largest, 101)
-    slopes = gain * eps * (eps + w**2) ** -1.5 + leak
-    assert bound <= slopes.min() * (1 + 1e-15) and bound >= slopes.min() * (1 - 1e-12)
-    assert entry_slope_at_least(eps, gain, leak, math.inf) == leak <= bound
 
 
 def test_smoothness_of_the_loss_is_what_its_two_terms_say():

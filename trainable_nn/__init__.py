@@ -1,6 +1,7 @@
 """Networks whose training is guaranteed: drop-in layers, model conversion and certificates for PyTorch."""
 
-from . import checkpoint, convert, errors, functional, linop, modules, ops, parametrizations, theory
+from . import checkpoint, convert, errors, functional, linop, modules, ops, optim, parametrizations, theory
+from .certify import Certificate, certify, verify
 from .checkpoint import Checkpoint, load, save
 from .convert import Plan, Recipe, convert_model, fold, plan
 from .modules import (
@@ -38,6 +39,7 @@ __all__ = [
     "GELU1",
     "ISRU",
     "Arctan",
+    "Certificate",
     "Checkpoint",
     "ContractiveResidual",
     "EntryNormConv1d",
@@ -65,6 +67,7 @@ __all__ = [
     "WeightNormConv3d",
     "WeightNormLinear",
     "__version__",
+    "certify",
     "checkpoint",
     "convert",
     "convert_model",
@@ -75,8 +78,10 @@ __all__ = [
     "load",
     "modules",
     "ops",
+    "optim",
     "parametrizations",
     "plan",
     "save",
     "theory",
+    "verify",
 ]

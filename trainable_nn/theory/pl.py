@@ -28,8 +28,10 @@ from .costs import Cost
 from .rounding import down, product_up, up
 
 SHARES = (1.0, 0.5, 0.25, 0.1)  # c = eta L; a small one needs a smaller ball, so it is tried where 1 does not close
-ROUNDS = 24  # of the search for the smallest ball; each asks once for the constants on a ball
+OVERSHOOT = 1e-3
+ROUNDS = 16  # of the search for the smallest ball; each asks once for the constants on a ball
 Constants = Callable[[float], tuple[float, float]]  # R -> (sup ||DF||, Lipschitz constant of DF) on B(theta_0, R)
+Floor = float | Callable[[float], float]
 
 
 @dataclass(frozen=True)
@@ -113,29 +115,50 @@ class Gap:
     needed: float
 
 
-def descend(cost: Cost, excess: float, centre: float, floor: float, constants: Constants, goal: float = 0.0) -> Descent | Gap:
+def descend(
+    cost: Cost, excess: float, centre: float, floor: Floor, constants: Constants, goal: float = 0.0
+) -> Descent | Gap:
     """The fastest proved descent that a ball around the start allows, or by how much none closes.
 
     Shape:
-        centre: lower bound of sigma_min(DF(theta_0)); floor: of sigma_min(DF) everywhere, 0 if none is known.
+        centre: lower bound of sigma_min(DF(theta_0)). floor: R -> lower bound of sigma_min(DF) on B(theta_0, R), falling
+        in R; or one number that holds everywhere.
         goal: excess to reach; above 0 for a cost without ``pl``.
     Cost:
         At most len(SHARES) * (ROUNDS + 1) calls of ``constants``.
     """
+    lowest = floor if callable(floor) else lambda radius: floor
     if excess <= goal:
         jacobian, lipschitz = constants(0.0)
-        return _descent(cost, excess, goal, 0.0, 1.0, Sigma(centre, lipschitz, floor), jacobian)
+        return _descent(cost, excess, goal, 0.0, 1.0, Sigma(centre, lipschitz, lowest(0.0)), jacobian)
     found: list[Descent] = []
-    gap = None
-    for share in SHARES:
-        outcome = _close(cost, excess, centre, floor, constants, goal, share)
+    gap = _hopeless(cost, excess, centre, lowest, constants, goal)
+    for share in SHARES if gap is None else ():
+        outcome = _close(cost, excess, centre, lowest, constants, goal, share)
         if isinstance(outcome, Descent):
             found.append(outcome)
             if len(found) == 2:  # a smaller share only helps where the ball is tight
                 break
-        elif gap is None or outcome.reached / outcome.needed > gap.reached / gap.needed:
+        elif gap is None or outcome.reached * gap.needed > gap.reached * outcome.needed:
             gap = outcome
     return max(found, key=lambda d: d.gain) if found else gap
+
+
+def _hopeless(cost, excess, centre, floor, constants, goal) -> Gap | None:
+    """A gap after one look, where even vanishing steps do not close a ball; the floor's part by a rough look."""
+    needed = path_needed(cost, excess, goal, 0.0)
+    start = max(centre, floor(0.0))
+    if not (start > 0.0 and math.isfinite(needed)):
+        return Gap(0.0, 0.0, needed)
+    radius = needed / start  # no smaller ball holds the path, and Lip(DF) only grows with the ball
+    jacobian, lipschitz = constants(radius)
+    if not (math.isfinite(jacobian) and math.isfinite(lipschitz)):
+        return Gap(radius, 0.0, needed)
+    reached = centre**2 / (2.0 * lipschitz) if lipschitz > 0.0 else math.inf
+    rough = 8.0 * radius * floor(8.0 * radius)
+    if floor(math.inf) > 0.0 or reached + rough >= needed:
+        return None
+    return Gap(radius, Sigma(centre, lipschitz, floor(radius)).integral(radius), needed)
 
 
 def path_needed(cost: Cost, excess: float, goal: float, share: float) -> float:
@@ -151,16 +174,16 @@ def path_needed(cost: Cost, excess: float, goal: float, share: float) -> float:
 def _close(cost, excess, centre, floor, constants, goal, share) -> Descent | Gap:
     """Raise R to what the constants on B(R) demand, until B(R) holds it: the least fixed point, from below."""
     needed = path_needed(cost, excess, goal, share)
-    start = max(centre, floor)
+    start = max(centre, floor(0.0))
     if not (start > 0.0 and math.isfinite(needed)):
         return Gap(0.0, 0.0, needed)
     radius = up(needed / start, 2)
     gap = Gap(radius, 0.0, needed)
-    for _ in range(ROUNDS):
+    for attempt in range(ROUNDS):
         jacobian, lipschitz = constants(radius)
         if not (math.isfinite(jacobian) and math.isfinite(lipschitz)):
             return gap
-        sigma = Sigma(centre, lipschitz, floor)
+        sigma = Sigma(centre, lipschitz, floor(radius))
         reached = sigma.integral(radius)
         if reached >= needed:
             return _descent(cost, excess, goal, radius, share, sigma, jacobian)
@@ -169,17 +192,19 @@ def _close(cost, excess, centre, floor, constants, goal, share) -> Descent | Gap
         wanted = _radius_for(needed, sigma)
         if not math.isfinite(wanted):
             return gap
-        radius = up(max(wanted, radius) * (1.0 + 1e-3))
+        radius = up(max(wanted, radius) * (1.0 + OVERSHOOT * 1.5**attempt))  # ever bolder, so that it ends
     return gap
 
 
 def _radius_for(needed: float, sigma: Sigma) -> float:
     """The R at which the integral reaches ``needed`` if the constants stayed as they are; infinity if none does."""
     total = sigma.centre**2 - 2.0 * sigma.lipschitz * needed
-    if sigma.floor == 0.0 or total >= sigma.floor**2:  # reached before the floor takes over
+    if sigma.centre > sigma.floor and (sigma.floor == 0.0 or total >= sigma.floor**2):  # before the floor takes over
         if sigma.lipschitz == 0.0:
             return needed / sigma.centre
         return 2.0 * needed / (sigma.centre + math.sqrt(total)) if total >= 0.0 else math.inf
+    if sigma.floor <= 0.0:
+        return math.inf
     before = 0.5 * (max(sigma.centre, sigma.floor) ** 2 - sigma.floor**2) / max(sigma.lipschitz, 1e-300)
     bend = max(sigma.centre - sigma.floor, 0.0) / max(sigma.lipschitz, 1e-300)
     return bend + max(needed - before, 0.0) / sigma.floor
@@ -218,14 +243,6 @@ def sigma_from_layers(first: float, steps: Sequence[tuple[float, float]]) -> flo
     return total
 
 
-def entry_slope_at_least(eps: float, gain: float, leak: float, largest: float) -> float:
-    """min of P' = gain eps (eps + w^2)^(-3/2) + leak over |w| <= largest; leak alone for infinity."""
-    if math.isinf(largest):
-        return leak
-    t = largest / math.sqrt(eps)
-    return down(gain / math.sqrt(eps) * (1.0 / math.hypot(1.0, t)) ** 3 + leak, 12)
-
-
 def a_posteriori(excess: float, steps: Iterable[tuple[float, float, float]]) -> float:
     """e_T <= e_0 prod (1 - eta (1 - eta L / 2) m) for steps (eta, L, m), m the domination at theta_t, L on the segment.
 
@@ -237,6 +254,8 @@ def a_posteriori(excess: float, steps: Iterable[tuple[float, float, float]]) -> 
     factors = [excess]
     for eta, smoothness, domination in steps:
         if not 0.0 <= eta * smoothness < 2.0:
-            raise ValueError(f"a_posteriori: a step of {eta} is not below 2 / L = {2 / smoothness}. Take smaller steps.")
+            raise ValueError(
+                f"a_posteriori: a step of {eta} is not below 2 / L = {2 / smoothness}. Take smaller steps."
+            )
         factors.append(min(1.0, up(1.0 - down(eta * (1.0 - eta * smoothness / 2.0) * domination, 6), 1)))
     return product_up(factors)

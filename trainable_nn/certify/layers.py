@@ -1,0 +1,157 @@
+r"""sigma_min(DF) from the layers, everywhere and on a ball: Proposition 4.6 and Theorem 4.7 on a network's own numbers.
+
+sigma(DF) >= sigma(D f_1) prod_(l >= 2) (sigma(I_l) - \|\|J g_l\|\|), where sigma(D f_1)^2 = min over units i of
+lambda_min(X diag(P'(w_i)^2) X^T + [bias] 1 1^T) for an entrywise P. The slopes P' have a lower bound everywhere (the
+leak), and a larger one on a ball, where \|w_ij\| grows by at most its radius.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import TrainableNNError
+from ..theory import samples
+from ..theory.pl import sigma_from_layers
+from ..theory.rounding import down, up
+from .certificate import Hypothesis
+from .problem import Problem
+from .regularity import first_layer, residual_structure
+from .remedies import KEEPS, LEMMA_A8
+
+FIRST = "a first layer whose weights move every sample"
+SLOPE = "a slope of the first layer's P with a lower bound everywhere"
+INDEPENDENT = "linearly independent samples"
+THEOREM_47 = "paper A, Theorem 4.7, hypothesis 2"
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The first layer and the steps after it; ``rows`` say which hypotheses of Theorem 4.7 hold."""
+
+    rows: tuple[Hypothesis, ...]
+    transport: float  # lower bound of prod (sigma(I_l) - ||J g_l||) everywhere, 0 where one factor has none
+    first: object | None = None
+    data: np.ndarray | None = None
+
+    def sigma_at_least(self, radius: float) -> float:
+        """A lower bound of sigma_min(DF) on the ball of this radius around the present weights; infinity: everywhere."""
+        if self.first is None or self.data is None or self.transport <= 0.0:
+            return 0.0
+        slopes = slopes_at_least(self.first, radius)
+        gram = samples.weighted_gram_at_least(self.data, slopes, bias=bool(self.first.bias))
+        return down(math.sqrt(max(gram, 0.0)) * self.transport, 3)
+
+
+def layers_of(problem: Problem) -> Layers:
+    """Read the network's structure; what cannot be read is a failing row, never an exception."""
+    rows, steps = _steps(problem)
+    transport = sigma_from_layers(1.0, steps) if steps is not None else 0.0
+    first, data, more = _first(problem)
+    return Layers(tuple(more + rows), transport, first, data)
+
+
+def _steps(problem: Problem) -> tuple[list[Hypothesis], list[tuple[float, float]] | None]:
+    try:
+        found = residual_structure(problem.model, problem.inputs)
+    except (TrainableNNError, ValueError, TypeError, NotImplementedError) as error:
+        return [_row(KEEPS, LEMMA_A8, path_in(error, problem.model), False, remedy=sentence(error))], None
+    rows = []
+    for step in found:
+        margin = step.sigma - step.rho
+        remedy = (
+            f"The main path's map has smallest singular value {step.sigma:.4g} over its outputs, and the branch's Jacobian can "
+            f"reach {step.rho:.4g}. Use a skip with singular values 1 (identity, OrthogonalDownsample2d) and a branch of "
+            f"proved norm below it (SpectrallyBoundedResidual, normalised weights, smooth activations of slope at most 1)."
+        )
+        rows.append(_row(KEEPS, LEMMA_A8, step.path, margin > 0, value=margin, bound=0.0, remedy=remedy))
+    return rows, [(step.sigma, step.rho) for step in found]
+
+
+def _first(problem: Problem) -> tuple[object | None, np.ndarray | None, list[Hypothesis]]:
+    try:
+        first = first_layer(problem.model)
+        x = input_of(problem, first.path)
+    except (TrainableNNError, ValueError, TypeError, NotImplementedError) as error:
+        return None, None, [_row(FIRST, THEOREM_47, path_in(error, problem.model), False, remedy=sentence(error))]
+    if x is None or not problem.model.get_parameter(f"{first.path}.weight".lstrip(".")).requires_grad:
+        remedy = "Its weights must be trained, and it must see one vector a sample: flatten before it."
+        return None, None, [_row(FIRST, THEOREM_47, first.path, False, remedy=remedy)]
+    independent = samples.independence(x, bias=bool(first.bias), roundoff=problem.data_roundoff)
+    n, d = x.shape
+    most = d + bool(first.bias)
+    remedy = f"Use at most {most} samples, " if n > most else "Drop samples that combine others, "
+    rows = [
+        _row(FIRST, THEOREM_47, first.path, True, value=float(d), bound=float(n)),
+        _row(
+            INDEPENDENT, THEOREM_47, first.path, independent.holds, value=independent.value, bound=independent.noise,
+            remedy=remedy + "or map the inputs to more dimensions by fixed features first.",
+        ),
+        _slope_row(first),
+    ]  # fmt: skip
+    return first, x if independent.holds else None, rows
+
+
+def _slope_row(first) -> Hypothesis:
+    everywhere = float(np.min(slopes_at_least(first, math.inf)))
+    remedy = (
+        f"P is {first.kind}-normalised, so its slope falls to 0 as the weights grow, and descent can stall there (II.1.7 item "
+        f"2). Use EntryNormLinear(leak > 0), whose slope is at least the leak; without it a ball may still close."
+    )
+    source = "THEORY 4a; paper A, Theorem 5.1 as corrected in THEORY 3"
+    return _row(SLOPE, source, first.path, everywhere > 0, value=everywhere, bound=0.0, remedy=remedy)
+
+
+def slopes_at_least(first, radius: float) -> np.ndarray:
+    """Lower bounds of P' within the radius: (units, d0) for entries, (units, 1) for rows; (1, 1) everywhere.
+
+    Entries: gain eps (eps + w^2)^(-3/2) + leak. Rows: gain eps (eps + |w_i|^2)^(-3/2), radial (paper A, (30)).
+    """
+    if first.kind == "identity":
+        return np.ones((1, 1))
+    if first.kind not in ("entry", "weight"):
+        return np.zeros((1, 1))
+    leak = float(first.leak or 0.0)
+    if math.isinf(radius):
+        return np.full((1, 1), leak)
+    w = np.abs(torch.as_tensor(first.weight).detach().to(torch.float64).numpy())
+    if first.kind == "weight":
+        largest = w.max(axis=1, keepdims=True)
+        scaled = np.divide(w, largest, out=np.zeros_like(w), where=largest > 0)
+        w = largest * np.sqrt(np.square(scaled).sum(axis=1, keepdims=True)) * (1 + 2.0**-40)
+    t = (w + up(radius)) / math.sqrt(first.eps)
+    slopes = first.gain / math.sqrt(first.eps) * (1.0 / np.hypot(1.0, t)) ** 3
+    return slopes * (1 - 2.0**-40) + leak * (1 - 2.0**-52)
+
+
+def input_of(problem: Problem, path: str) -> np.ndarray | None:
+    """What the layer at ``path`` sees, as (N, d); None where it runs more than once or on no matrix of samples."""
+    seen = []
+    module: nn.Module = problem.model.get_submodule(path)
+    handle = module.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    try:
+        with torch.no_grad():
+            problem.model(problem.inputs)
+    finally:
+        handle.remove()
+    if len(seen) != 1 or seen[0].dim() != 2 or len(seen[0]) != len(problem.inputs):
+        return None
+    return seen[0].numpy()
+
+
+def _row(name: str, source: str, path: str, holds: bool, **rest) -> Hypothesis:
+    return Hypothesis(name, source, path, bool(holds), grade="global", **rest)
+
+
+def sentence(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def path_in(error: Exception, model: nn.Module) -> str:
+    """The module that an error's message begins with, "" where it names none."""
+    start = str(error).partition(":")[0].strip()
+    return start if start and start in dict(model.named_modules()) else ""

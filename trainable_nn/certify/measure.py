@@ -1,0 +1,144 @@
+r"""The extreme singular values of DF at the present weights, with the rounding that float64 can have added.
+
+\lambda_min(DF DF^T) over all parameters is at least that over some of them, since further columns only add. So where
+the whole Gram matrix is too dear, the last parameters alone give a lower bound: for a network that ends in a linear
+layer this is the Gram matrix of its features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..linop import ntk
+from ..theory.rounding import ROUNDOFF, down, up
+from ..theory.samples import SVD_CONSTANT
+from .problem import Problem
+
+BUDGET = 2**30  # bytes of the matrices that may exist at once
+WORK_PER_BYTE = 300  # multiplications allowed for each byte of the budget: some 20 seconds on one core
+WORK_OF_NTK = 8  # times as much: the layerwise kernel needs far fewer products than M^2 p
+CHUNK_BYTES = 2**26
+Watch = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Bounds of sigma_min and sigma_max of DF at one point, over the output side.
+
+    ``largest`` is None where only some of the parameters were taken: then it bounds nothing. ``source`` says which.
+    """
+
+    smallest: float
+    largest: float | None
+    source: str
+    parameters: int
+
+
+def jacobian_extremes(problem: Problem, budget: int, watch: Watch) -> Extremes:
+    """Bounds of the extreme singular values of DF(theta_0), all parameters where the budget allows, else the last ones.
+
+    Cost:
+        At most ``budget`` bytes and WORK_PER_BYTE * budget multiplications.
+    """
+    outputs, parameters = problem.outputs.numel(), problem.parameters
+    total = sum(p.numel() for p in parameters.values())
+    if total < outputs:
+        return Extremes(0.0, None, f"{total} parameters cannot move {outputs} outputs", total)
+    chosen = _affordable(parameters, outputs, budget)
+    if len(chosen) < len(parameters) and _kernel_affordable(total, outputs, budget):
+        gram = _kernel(problem, budget, watch)
+        if gram is not None:
+            return Extremes(*extremes_of_gram(gram, total), "exact tangent kernel of all parameters", total)
+    count = sum(parameters[name].numel() for name in chosen)
+    if count < outputs:
+        found = f"the last {count} parameters" if count else "no parameters"
+        return Extremes(0.0, None, f"{found} fit the budget, for {outputs} outputs", count)
+    jacobian = dense_jacobian(problem, chosen, watch)
+    smallest, largest = extremes_of(jacobian)
+    if len(chosen) == len(parameters):
+        return Extremes(smallest, largest, "exact Gram matrix of all parameters", count)
+    return Extremes(
+        smallest, None, f"Gram matrix of the last {count} of {total} parameters ({', '.join(chosen)})", count
+    )
+
+
+def _affordable(parameters: dict[str, Tensor], outputs: int, budget: int) -> list[str]:
+    """All parameters, or as many of the last ones as the budget allows."""
+    chosen, count = [], 0
+    for name in reversed(parameters):
+        count += parameters[name].numel()
+        if 8 * outputs * (count + 2 * outputs) > budget or outputs * outputs * count > WORK_PER_BYTE * budget:
+            break
+        chosen.append(name)
+    return chosen[::-1]
+
+
+def _kernel_affordable(parameters: int, outputs: int, budget: int) -> bool:
+    return 24 * outputs**2 <= budget and outputs**2 * parameters <= WORK_OF_NTK * WORK_PER_BYTE * budget
+
+
+def _kernel(problem: Problem, budget: int, watch: Watch) -> Tensor | None:
+    """DF DF^T layer by layer; None where a layer has no rule there."""
+    watch("tangent kernel", 0, 1)
+    try:
+        return ntk(problem.model, problem.inputs, budget=budget)
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+
+
+def dense_jacobian(problem: Problem, names: list[str], watch: Watch) -> Tensor:
+    """d outputs / d parameters as a matrix (outputs, parameters), in float64; rows in chunks of bounded memory."""
+    parameters = problem.parameters
+    others = {name: p.detach() for name, p in parameters.items() if name not in names}
+    chosen = {name: parameters[name].detach() for name in names}
+
+    def network(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(problem.model, {**others, **values}, (problem.inputs,)).flatten()
+
+    outputs, pull = torch.func.vjp(network, chosen)
+    rows, width = outputs.numel(), sum(p.numel() for p in chosen.values())
+    step = max(1, CHUNK_BYTES // (8 * max(width, problem.inputs.numel())))
+    matrix = torch.empty(rows, width, dtype=torch.float64)
+    for start in range(0, rows, step):
+        watch("Jacobian", start, rows)
+        stop = min(start + step, rows)
+        basis = torch.zeros(stop - start, rows, dtype=torch.float64)
+        basis[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
+        (gradients,) = torch.func.vmap(pull)(basis)
+        matrix[start:stop] = torch.cat([gradients[name].reshape(stop - start, -1) for name in names], 1)
+    watch("Jacobian", rows, rows)
+    return matrix
+
+
+def extremes_of(jacobian: Tensor) -> tuple[float, float]:
+    r"""A lower bound of sigma_min(J) over the output side and an upper bound of sigma_max(J), for J in float64.
+
+    From the Gram matrix J J^T: its computed entries err by at most n u \|J\|\|J\|^T, so its eigenvalues by at most
+    n u \|\|J\|\|_F^2, and LAPACK's by 10 m u times its norm. Where that hides the smallest, from the singular values
+    themselves. The entries of J are taken to carry 10 max(m, n) u \|\|J\|\|_F of rounding of their own (II.4.1 item 7).
+    """
+    rows, columns = jacobian.shape
+    if rows > columns:
+        return 0.0, up(float(torch.linalg.vector_norm(jacobian)), 4)
+    frobenius = float(torch.linalg.vector_norm(jacobian)) * (1 + 1e-12)
+    own = SVD_CONSTANT * max(rows, columns) * ROUNDOFF * frobenius
+    smallest, largest = extremes_of_gram(jacobian @ jacobian.T, columns)
+    if smallest < 1e-6 * largest:  # half of the digits are gone in the Gram matrix
+        singular = np.linalg.svd(jacobian.numpy(), compute_uv=False)
+        smallest = max(smallest, float(singular[-1]) - own)
+    return down(max(smallest - own, 0.0), 4), up(largest + own, 4)
+
+
+def extremes_of_gram(gram: Tensor, columns: int) -> tuple[float, float]:
+    """The same from J J^T, for J with so many columns."""
+    rows = len(gram)
+    values = torch.linalg.eigvalsh(gram)
+    error = (columns + SVD_CONSTANT * rows) * ROUNDOFF * float(gram.trace()) * (1 + 1e-9)
+    least, most = float(values[0]) - error, float(values[-1]) + error
+    return down(math.sqrt(max(least, 0.0)), 2), up(math.sqrt(most), 2)

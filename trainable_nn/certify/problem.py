@@ -1,0 +1,148 @@
+"""A network, its data and its loss, copied to float64 and checked: what every certificate is about."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CertificateError
+from ..theory.costs import Cost, cost_for
+from .certificate import Fingerprint
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``model`` is a copy in float64 on the CPU, ``inputs`` and ``targets`` likewise; ``cost`` is None without targets.
+
+    ``initial_loss`` is the loss now, an upper bound of its exact value by ``loss_error``.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor | None
+    cost: Cost | None
+    loss: str
+    outputs: Tensor
+    initial_loss: float | None
+    data_roundoff: float
+    fingerprint: Fingerprint
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """What gradient descent moves: the parameters that require gradients, each once."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def excess(self) -> float | None:
+        return None if self.initial_loss is None else max(self.initial_loss - self.cost.infimum, 0.0)
+
+
+def problem_of(
+    model: nn.Module, inputs: Tensor, targets: Tensor | None, loss: str | Cost, *, where: str = "certify"
+) -> Problem:
+    """Copy and check.
+
+    Raises:
+        TypeError: inputs are no float tensor, targets no tensor, or the model gives no float tensor.
+        ValueError: no samples, values that are not finite or not there, targets that do not fit the loss.
+        CertificateError: the model cannot be copied or run in float64.
+    """
+    _check_data(where, inputs, targets)
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        _check_values(where, name, value)
+    fingerprint = fingerprint_of(model, inputs, targets)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            twin = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+            x = inputs.detach().to("cpu", torch.float64)
+            with torch.no_grad():
+                outputs = twin(x)
+    except Exception as error:  # the user's forward raises what it likes
+        raise CertificateError(
+            f"{where}: {type(model).__name__} did not run on a copy in float64 ({type(error).__name__}: {error}). "
+            f"Give a model that runs on these inputs after model.double()."
+        ) from error
+    if not isinstance(outputs, Tensor) or not outputs.dtype.is_floating_point:
+        raise TypeError(
+            f"{where}: the model gave a {type(outputs).__name__}, where one float tensor is needed. Wrap it."
+        )
+    if not bool(torch.isfinite(outputs).all()):
+        raise ValueError(f"{where}: the model's outputs are not finite on these inputs. Mend weights or inputs first.")
+    y = None if targets is None else targets.detach().to("cpu", torch.float64 if targets.is_floating_point() else None)
+    cost = None if y is None else cost_for(loss, outputs, y)
+    initial = None if cost is None else _initial_loss(where, cost, outputs, y)
+    name = loss if isinstance(loss, str) else loss.name
+    roundoff = torch.finfo(inputs.dtype).eps / 2
+    return Problem(twin, x, y, cost, name, outputs, initial, roundoff, fingerprint)
+
+
+def _initial_loss(where: str, cost: Cost, outputs: Tensor, targets: Tensor) -> float:
+    """The loss, raised by what float64 can have lost: 2^-40 of it, and of the outputs' own rounding."""
+    value = float(cost.value(outputs, targets))
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: the loss is {value}. Mend targets or weights first.")
+    if value < cost.infimum - 1e-9 * abs(cost.infimum):
+        raise ValueError(f"{where}: the loss is {value}, below the stated infimum {cost.infimum}. Check the Cost.")
+    slack = cost.gradient_at_most(max(value - cost.infimum, 0.0)) * float(outputs.norm()) * 2.0**-44
+    return value + abs(value) * 2.0**-44 + slack + cost.smoothness * (float(outputs.norm()) * 2.0**-44) ** 2
+
+
+def _check_data(where: str, inputs: Tensor, targets: Tensor | None) -> None:
+    if not isinstance(inputs, Tensor) or not inputs.dtype.is_floating_point:
+        found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise TypeError(
+            f"{where}: inputs must be one float tensor with a sample in each row, got {found}. Convert them."
+        )
+    if targets is not None and not isinstance(targets, Tensor):
+        raise TypeError(f"{where}: targets must be a tensor, got a {type(targets).__name__}. Convert them.")
+    if inputs.dim() < 2 or inputs.numel() == 0:
+        raise ValueError(f"{where}: inputs (N, ...) with N >= 1 are needed, got {tuple(inputs.shape)}. Give samples.")
+    for name, value in (("inputs", inputs), ("targets", targets)):
+        if value is not None:
+            _check_values(where, name, value)
+
+
+def _check_values(where: str, name: str, value: Tensor) -> None:
+    if isinstance(value, nn.parameter.UninitializedTensorMixin) or value.is_meta:
+        raise ValueError(f"{where}: {name} has no values yet (lazy or on the meta device). Fill it first.")
+    if value.is_complex():
+        raise TypeError(f"{where}: {name} is complex, and only real networks are covered. Use real parameters.")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{where}: {name} holds values that are not finite. Mend them first.")
+
+
+def fingerprint_of(model: nn.Module, inputs: Tensor, targets: Tensor | None) -> Fingerprint:
+    """Hashes of what a certificate is about; the weights' one also covers structure, constants, modes and what trains."""
+    digest = hashlib.sha256()
+    for path, module in model.named_modules():
+        extra = [module.extra_repr(), str(module.training)]
+        _feed(digest, path, f"{type(module).__module__}.{type(module).__qualname__}", *extra)
+    trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    for name, value in sorted([*model.named_parameters(remove_duplicate=False), *model.named_buffers()]):
+        _feed(digest, name, str(name in trained))
+        _feed_tensor(digest, value)
+    hashes = [digest.hexdigest()]
+    for data in (inputs, targets):
+        digest = hashlib.sha256()
+        if data is not None:
+            _feed_tensor(digest, data)
+        hashes.append("" if data is None else digest.hexdigest())
+    return Fingerprint(*hashes)
+
+
+def _feed(digest, *texts: str) -> None:
+    for text in texts:
+        part = text.encode()
+        digest.update(len(part).to_bytes(8, "little"))  # so that no two lists of texts read the same
+        digest.update(part)
+
+
+def _feed_tensor(digest, value: Tensor) -> None:
+    _feed(digest, str(value.dtype), str(tuple(value.shape)))
+    flat = value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+    digest.update(memoryview(flat.numpy()))

@@ -1,0 +1,295 @@
+"""``certify``: every hypothesis checked, the strongest grade that follows, and its numbers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TrainableNNError
+from ..theory import samples
+from ..theory.costs import Cost
+from ..theory.pl import Descent, Gap, descend
+from ..theory.rounding import down
+from .certificate import GRADES, Certificate, Hypothesis
+from .layers import Layers, layers_of, path_in, sentence
+from .measure import BUDGET, Extremes, Watch, jacobian_extremes
+from .problem import Problem, problem_of
+from .regularity import network_regularity
+from .remedies import FUNCTION, complaints, see
+
+GOAL_SHARE = 0.1  # of the initial excess, for costs whose infimum lies at infinity
+KNOWN = "layers with known constants"
+ROWS_OF_LAYERS = "bounded derivatives"
+
+
+def certify(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor | None = None,
+    *,
+    loss: str | Cost = "mse",
+    budget: int | None = None,
+    generator: torch.Generator | None = None,
+    progress: Watch | None = None,
+) -> Certificate:
+    r"""What is proved of plain gradient descent on this network, these samples and this loss, from these weights.
+
+    The grades, the strongest first: "global", the Jacobian DF has a lower bound over all weights (Theorem 4.7), so the
+    stated step converges whatever happens on the way; "ball", a ball around the weights provably holds the path and
+    lambda_min(DF DF^T) is bounded below in it; "measured", lambda_min is positive here and nothing is proved of the
+    path; "none". Every hypothesis is a row, with what to do where it fails. The model is copied to float64 on the
+    CPU and left as it is; it counts in its present mode, with the parameters that require gradients.
+
+    Not covered: mini-batches, momentum, weight decay, changing data, rounding of the training itself.
+
+    Shape:
+        inputs: (N, ...), floats. targets: what the loss takes; without them nothing is said of a loss, and the grade is
+        at most "measured".
+    Units:
+        loss: "mse" is torch.nn.functional.mse_loss (the mean over all entries), "cross_entropy" torch's mean over
+        samples with class indices; or a theory.Cost. budget: bytes that matrices may take at once, 1 GiB if None;
+        work is bounded in proportion. generator: nothing is drawn at present; it is accepted for random searches.
+    Cost:
+        The Gram matrix of the Jacobian, M^2 p multiplications for M outputs (all samples together) and p parameters,
+        where the budget allows, else of the last parameters; and some passes of the regularity calculus.
+    Raises:
+        TypeError, ValueError: inputs, targets or weights that nothing can be said of; the message says which.
+        CertificateError: the model does not run on a copy in float64.
+    Source:
+        THEORY 4 to 6; paper A, Theorems 2.4, 4.7 and 5.1 as corrected there.
+    """
+    if budget is not None and budget < 1:
+        raise ValueError(f"certify: budget must be a positive number of bytes, got {budget}. Leave it out for 1 GiB.")
+    watch = progress or (lambda what, done, total: None)
+    budget = BUDGET if budget is None else int(budget)
+    watch("reading the network", 0, 1)
+    problem = problem_of(model, inputs, targets, loss)
+    with torch.random.fork_rng(devices=[]):
+        return _prove(problem, budget, watch)
+
+
+def _prove(problem: Problem, budget: int, watch: Watch) -> Certificate:
+    watch("reading the network", 1, 1)
+    blame = complaints(see(problem.model, problem.inputs))
+    rows = [*_basic_rows(problem), *_function_rows(problem, blame)]
+    extremes = jacobian_extremes(problem, budget, watch) if all(r.holds for r in rows) else None
+    layers = layers_of(problem)
+    everywhere = layers.sigma_at_least(math.inf)
+    rows += _rank_rows(problem, extremes, everywhere)
+    outcome, regular, local = _descent(problem, extremes, layers, everywhere, watch)
+    rows += [*layers.rows, *_cost_rows(problem, everywhere), *local, *_ball_rows(problem, outcome)]
+    grade = _grade(rows, extremes, outcome, everywhere)
+    above = GRADES[GRADES.index(grade) + 1 :]
+    rows += [row for row in blame if row.name != FUNCTION and (row.grade in above or row.grade == "")]
+    descent = outcome if grade in ("ball", "global") else None
+    return _certificate(problem, grade, rows, extremes, everywhere, descent, regular, budget)
+
+
+def _certificate(problem, grade, rows, extremes, everywhere, descent, jacobian_upper, budget) -> Certificate:
+    from .. import __version__  # defined after this file is imported
+
+    sigma, source = everywhere, "the layers, over all weights (Proposition 4.6)"
+    if extremes is not None and extremes.smallest > sigma:
+        sigma, source = extremes.smallest, f"{extremes.source}, at the present weights"
+    if descent is not None:
+        sigma, source = descent.sigma, f"{source}; on the ball of radius {descent.radius:.4g}"
+    notes = () if extremes is None else (f"lambda at this point from the {extremes.source}.",)
+    return Certificate(
+        grade=grade,
+        hypotheses=tuple(rows),
+        loss=problem.loss,
+        initial_loss=problem.initial_loss,
+        infimum=0.0 if problem.cost is None else problem.cost.infimum,
+        lambda_lower=down(sigma * sigma),
+        lambda_source=source if sigma > 0 else "none",
+        jacobian_upper=jacobian_upper,
+        descent=descent,
+        fingerprint=problem.fingerprint,
+        samples=len(problem.inputs),
+        outputs=problem.outputs.numel(),
+        parameters=sum(p.numel() for p in problem.parameters.values()),
+        budget=budget,
+        notes=notes,
+        package=__version__,
+    )
+
+
+def _basic_rows(problem: Problem) -> list[Hypothesis]:
+    """Impossibility certificates: what no weights can mend (II.4.1 item 6)."""
+    outputs = problem.outputs.numel()
+    count = sum(p.numel() for p in problem.parameters.values())
+    few = Hypothesis(
+        "as many trained parameters as outputs",
+        "II.4.1 item 6, impossibility",
+        "",
+        count >= outputs,
+        float(count),
+        float(outputs),
+        remedy=f"{count} parameters cannot move {outputs} outputs (samples x outputs each) independently, so "
+        f"lambda = 0. Use fewer samples or a wider network.",
+        grade="measured",
+    )
+    rows = [few]
+    pair = samples.nearest_pair(problem.inputs.flatten(1).numpy())
+    if pair is not None:
+        noise = problem.data_roundoff * float(problem.inputs[[pair.first, pair.second]].norm())
+        rows.append(
+            Hypothesis(
+                "distinct samples",
+                "II.4.1 item 6, impossibility",
+                "",
+                pair.distance > noise,
+                pair.distance,
+                noise,
+                remedy=f"Samples {pair.first} and {pair.second} are the same up to rounding, so no network can move their "
+                f"outputs apart. Drop one of them.",
+                grade="measured",
+            )
+        )
+    return rows
+
+
+def _function_rows(problem: Problem, blame: list[Hypothesis]) -> list[Hypothesis]:
+    draws = [row for row in blame if row.name == FUNCTION]
+    if draws:
+        return draws
+    with torch.no_grad():
+        same = torch.equal(problem.model(problem.inputs), problem.model(problem.inputs))
+    remedy = (
+        "Two runs on the same inputs differ, so training changes the function. Take the randomness out, or call eval()."
+    )
+    return [
+        Hypothesis(FUNCTION, "every theorem of THEORY 4", "", same, kind="measured", remedy=remedy, grade="measured")
+    ]
+
+
+def _rank_rows(problem: Problem, extremes: Extremes | None, everywhere: float) -> list[Hypothesis]:
+    sigma = max(everywhere, extremes.smallest if extremes else 0.0)
+    remedy = (
+        "The outputs cannot be moved independently at these weights (to first order), so gradient descent may stall above "
+        "the minimum. Widen the network, drop samples that repeat each other, or raise the budget."
+    )
+    if extremes is not None and extremes.smallest == 0.0:
+        remedy = f"Found from the {extremes.source}. {remedy}"
+    return [
+        Hypothesis(
+            "lambda_min(DF DF^T) > 0 here",
+            "paper A, Theorem 2.4",
+            "",
+            sigma > 0,
+            sigma * sigma,
+            0.0,
+            "measured",
+            remedy,
+            "measured",
+        )
+    ]
+
+
+def _cost_rows(problem: Problem, everywhere: float) -> list[Hypothesis]:
+    if problem.cost is None:
+        remedy = "Give targets: radius, step and rate depend on the loss."
+        return [Hypothesis("targets are given", "THEORY 4", "", False, remedy=remedy, grade="ball")]
+    cost = problem.cost
+    lower = cost.pl if cost.pl else cost.pl_squared(problem.excess) if cost.pl_squared else 0.0
+    name = "a cost whose gradient is bounded below by its excess"
+    remedy = "State pl (mu with |grad|^2 >= mu (gamma - inf)) or pl_squared in the Cost."
+    rows = [Hypothesis(name, "paper A, Theorem 2.4; THEORY 4", "", lower > 0, lower, 0.0, remedy=remedy, grade="ball")]
+    if not cost.pl and cost.pl_squared:
+        remedy = (
+            "The minimum lies at infinity, so no ball around the weights holds a whole path: it takes a lower bound of lambda "
+            "over all weights (the rows of Theorem 4.7), or the squared loss."
+        )
+        rows.append(
+            Hypothesis(
+                "a minimum within reach, or lambda bounded everywhere",
+                "THEORY 4",
+                "",
+                everywhere > 0,
+                everywhere**2,
+                0.0,
+                remedy=remedy,
+                grade="ball",
+            )
+        )
+    return rows
+
+
+def _descent(
+    problem: Problem, extremes: Extremes | None, layers: Layers, everywhere: float, watch: Watch
+) -> tuple[Descent | Gap | None, float | None, list[Hypothesis]]:
+    """The descent or the gap, an upper bound of ||DF|| here, and rows on the layers' constants."""
+    centre = extremes.smallest if extremes else 0.0
+    largest = extremes.largest if extremes else None
+    known: dict[float, tuple[float, float]] = {}
+
+    def constants(radius: float) -> tuple[float, float]:
+        if radius not in known:
+            watch("bounds on balls", len(known), len(known) + 1)
+            found = network_regularity(problem.model, problem.inputs, radius=radius, centre_jacobian=largest)
+            known[radius] = (float(found.jacobian), float(found.jacobian_lipschitz))
+        return known[radius]
+
+    try:
+        here = network_regularity(problem.model, problem.inputs, radius=0.0, centre_jacobian=largest)
+    except (TrainableNNError, ValueError, TypeError, NotImplementedError) as error:
+        where, source = path_in(error, problem.model), "paper A, Proposition 4.3 and Theorem 4.5"
+        return None, largest, [Hypothesis(KNOWN, source, where, False, remedy=sentence(error), grade="ball")]
+    rows = _layer_rows(here)
+    upper = float(here.jacobian) if math.isfinite(here.jacobian) else largest
+    if problem.cost is None:
+        return None, upper, rows
+    floor = lambda radius: max(everywhere, layers.sigma_at_least(radius))
+    goal = GOAL_SHARE * problem.excess if not problem.cost.pl and everywhere > 0 else 0.0
+    return descend(problem.cost, problem.excess, centre, floor, constants, goal), upper, rows
+
+
+def _layer_rows(found) -> list[Hypothesis]:
+    """One row for each layer: its bounds are finite, so a step size can follow from them."""
+    rows = []
+    for layer in found.layers:
+        constants = layer.regularity
+        worst = max(constants.J, constants.D, constants.a, constants.b, constants.c)
+        remedy = "One of its derivatives has no bound on any ball. Use a smooth activation, or a layer of this package."
+        rows.append(
+            Hypothesis(
+                ROWS_OF_LAYERS,
+                str(layer.source),
+                layer.path,
+                math.isfinite(worst),
+                float(constants.J),
+                None,
+                remedy=remedy,
+                grade="ball",
+            )
+        )
+    return rows
+
+
+def _ball_rows(problem: Problem, outcome: Descent | Gap | None) -> list[Hypothesis]:
+    name, source = "a ball that holds the whole path", "Proposition R (II.1.8); THEORY 4"
+    if outcome is None:
+        return []
+    if isinstance(outcome, Descent):
+        return [Hypothesis(name, source, "", True, outcome.radius, outcome.radius, grade="ball")]
+    missing = outcome.needed / outcome.reached if outcome.reached > 0 else math.inf
+    remedy = (
+        f"No ball closes: within radius {outcome.radius:.4g} the integral of sigma_min(DF) reaches {outcome.reached:.4g} of the "
+        f"{outcome.needed:.4g} that this loss asks for, short by a factor {missing:.3g}. A wider network, a smaller initial "
+        f"loss, larger singular values of the inputs, or a leaky first layer bring it closer; certified descent "
+        f"(optim.CertifiedDescent) needs no ball."
+    )
+    return [Hypothesis(name, source, "", False, outcome.reached, outcome.needed, remedy=remedy, grade="ball")]
+
+
+def _grade(rows: list[Hypothesis], extremes: Extremes | None, outcome, everywhere: float) -> str:
+    def all_hold(*grades: str) -> bool:
+        return all(row.holds for row in rows if row.grade in grades)
+
+    if not all_hold("measured"):
+        return "none"
+    if not isinstance(outcome, Descent) or not all_hold("ball"):
+        return "measured"
+    return "global" if everywhere > 0 and all_hold("global") else "ball"

@@ -1,0 +1,88 @@
+r"""Third-order Taylor models along a ray: x(u) = c_0 + c_1 u + c_2 u^2 + rho(u), \|rho(u)\| <= r u^3 entry by entry, u in [0, 1].
+
+Sums, products and smooth functions of such models are such models. The three coefficients are computed as they are,
+so signs cancel; only what is of third order is bounded by absolute values. Rounding of float64 is not in r: whoever
+reads the result adds his margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Bilinear = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """c_0, c_1, c_2 and the bound r >= 0 of what is left, tensors of one shape."""
+
+    c0: Tensor
+    c1: Tensor
+    c2: Tensor
+    r: Tensor
+
+    def map(self, linear: Callable[[Tensor], Tensor], absolute: Callable[[Tensor], Tensor]) -> Taylor:
+        r"""A x for a fixed linear map; ``absolute`` applies \|A\|, entry by entry."""
+        return Taylor(linear(self.c0), linear(self.c1), linear(self.c2), absolute(self.r))
+
+    def plus(self, other: Taylor) -> Taylor:
+        return Taylor(self.c0 + other.c0, self.c1 + other.c1, self.c2 + other.c2, self.r + other.r)
+
+    def scaled(self, factor: float) -> Taylor:
+        return self.map(lambda x: factor * x, lambda x: abs(factor) * x)
+
+    @property
+    def reach(self) -> Tensor:
+        """At least |x(u) - c_0| / u."""
+        return self.c1.abs() + self.c2.abs() + self.r
+
+    @property
+    def size(self) -> Tensor:
+        """At least |x(u)|."""
+        return self.c0.abs() + self.reach
+
+    def at(self, u: float) -> Tensor:
+        """The polynomial at u, without its remainder."""
+        return self.c0 + u * (self.c1 + u * self.c2)
+
+
+def product(a: Taylor, b: Taylor, multiply: Bilinear) -> Taylor:
+    """a * b for a bilinear map whose terms are products of entries, so that |a * b| <= |a| * |b|.
+
+    The u^3 and u^4 terms of the polynomials are summed with their signs first. For a remainder, |a| * r_b +
+    r_a * (|b| - r_b) covers both and their product once.
+    """
+    third = multiply(a.c1, b.c2) + multiply(a.c2, b.c1)
+    fourth = multiply(a.c2, b.c2)
+    polynomial = b.c0.abs() + b.c1.abs() + b.c2.abs()
+    rest = multiply(a.size, b.r) + multiply(a.r, polynomial)
+    return Taylor(
+        multiply(a.c0, b.c0),
+        multiply(a.c0, b.c1) + multiply(a.c1, b.c0),
+        multiply(a.c0, b.c2) + multiply(a.c1, b.c1) + multiply(a.c2, b.c0),
+        third.abs() + fourth.abs() + rest,
+    )
+
+
+def composed(x: Taylor, value: Tensor, first: Tensor, second: Tensor, third_at_most: Tensor | float) -> Taylor:
+    r"""phi(x(u)) entry by entry, from phi, phi', phi'' at c_0 and a bound of \|phi'''\| where x(u) can be.
+
+    With d = x(u) - c_0: phi(c_0) + phi' d + phi'' d^2 / 2, and at most sup \|phi'''\| \|d\|^3 / 6 more.
+    """
+    high = (2.0 * x.c1 * x.c2).abs() + x.c2.square() + 2.0 * (x.c1.abs() + x.c2.abs()) * x.r + x.r.square()
+    rest = first.abs() * x.r + 0.5 * second.abs() * high + third_at_most / 6.0 * x.reach**3
+    return Taylor(value, first * x.c1, first * x.c2 + 0.5 * second * x.c1.square(), rest)
+
+
+def constant(value: Tensor) -> Taylor:
+    zero = value.new_zeros(value.shape)
+    return Taylor(value, zero, zero, zero)
+
+
+def line(start: Tensor, direction: Tensor) -> Taylor:
+    """start + u direction."""
+    zero = start.new_zeros(start.shape)
+    return Taylor(start, direction, zero, zero)

@@ -1,0 +1,153 @@
+r"""The step of gradient descent for which descent is proved from what is known at the present weights alone.
+
+On the ray theta - h u g, u in [0, 1], the outputs are z(u) = p(u) + rho(u), p a polynomial with computed coefficients
+and \|rho(u)\| <= E u^k. As gamma is convex and smooth,
+
+    gamma(z) <= gamma(p) + \|\|grad gamma(p)\|\| E u^k + (smoothness / 2) (E u^k)^2,
+
+which is evaluated, not estimated, so the step that minimises it is chosen and its loss is known before it is taken.
+Two ways to p and E: Taylor models of the network along the ray (k = 3), and, where a layer has none, DF g with the second
+derivative bounded on the ball that the step can reach, \|rho(u)\| <= v^T Q v u^2 / 2 with v the norms of the
+parameters' moves (k = 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import CertificateError, UnboundedError
+from .problem import Problem
+from .ray import Ray
+from .regularity import network_regularity
+
+TRIES = 8  # lengths of the ray; each is one model of it
+GRID = 64
+ROUNDING = 2.0**-40  # of the loss and of the outputs: what float64 can have lost on the way, with a wide margin
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step size, the loss now, and the loss after it at most; ``way`` is "ray" or "ball"."""
+
+    step_size: float
+    loss: float
+    loss_at_most: float
+    way: str
+    infimum: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Excess after over excess before, at most."""
+        before = self.loss - self.infimum
+        return min(1.0, (self.loss_at_most - self.infimum) / before) if before > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """The outputs along one ray: a polynomial with coefficients for powers of u, and E u^order."""
+
+    coefficients: tuple[Tensor, ...]
+    remainder: float
+    order: int
+
+
+def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float | None = None) -> Step:
+    """The step along -gradient whose proved loss is least, near ``guess``; 0 where no descent is proved.
+
+    Shape:
+        gradient: a tensor for each trained parameter, by name; any direction will do, the proof is of that one.
+    Cost:
+        At most TRIES models of the ray: a dozen forward passes each, or one call of ``network_regularity``.
+    Raises:
+        CertificateError: some layer has neither a Taylor rule nor bounds of its derivatives.
+    """
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values()))
+    if norm == 0.0 or problem.excess == 0.0:
+        return Step(0.0, problem.initial_loss, problem.initial_loss, "none", problem.cost.infimum)
+    model, way = _modeller(problem, gradient)
+    length = guess if guess else _first_guess(problem, gradient, norm)
+    best, tried = (problem.initial_loss, 0.0), 0
+    while tried < TRIES:
+        tried += 1
+        u, bound = _least(problem, model(length))
+        better = bound < best[0]
+        if better:
+            best = (bound, u * length)
+        if u >= 0.9 and better:
+            length *= 2.0
+        elif u < 0.45:
+            length *= max(1.6 * u, 0.05)
+        else:
+            break
+    return Step(best[1], problem.initial_loss, best[0], way, problem.cost.infimum)
+
+
+def _modeller(problem: Problem, gradient: dict[str, Tensor]) -> tuple[Callable[[float], Model], str]:
+    try:
+        ray = Ray(problem.model, problem.inputs)
+    except UnboundedError:
+        return _ball_model(problem, gradient), "ball"
+
+    def along(length: float) -> Model:
+        outputs = ray.along({name: -length * g for name, g in gradient.items()})
+        slack = ROUNDING * float(outputs.size.norm())
+        return Model((outputs.c0, outputs.c1, outputs.c2), float(outputs.r.norm()) * (1 + ROUNDING) + slack, 3)
+
+    return along, "ray"
+
+
+def _ball_model(problem: Problem, gradient: dict[str, Tensor]) -> Callable[[float], Model]:
+    moved = {name: problem.parameters[name].detach() for name in gradient}
+    network = lambda values: torch.func.functional_call(problem.model, values, (problem.inputs,))
+    start, slope = torch.func.jvp(network, (moved,), (gradient,))
+
+    def along(length: float) -> Model:
+        norms = {name: length * float(g.norm()) * (1 + ROUNDING) for name, g in gradient.items()}
+        radius = math.sqrt(sum(n * n for n in norms.values())) * (1 + ROUNDING)
+        try:
+            found = network_regularity(problem.model, problem.inputs, radius=radius)
+        except UnboundedError as error:
+            raise CertificateError(f"certified descent: no step is proved for this network. {error}") from error
+        v = torch.tensor([norms[path] for path in found.paths], dtype=torch.float64)
+        bent = float(v @ torch.from_numpy(found.Q) @ v) / 2
+        if not math.isfinite(bent):
+            raise CertificateError(
+                "certified descent: no step is proved for this network, since the slope of one of its layers jumps. Use "
+                "smooth activations (SmoothReLU, Softplus0, GELU1, Tanh) in place of ReLU and max pooling."
+            )
+        slack = ROUNDING * float(start.norm() + length * slope.norm())
+        return Model((start, -length * slope), bent * (1 + ROUNDING) + slack, 2)
+
+    return along
+
+
+def _first_guess(problem: Problem, gradient: dict[str, Tensor], norm: float) -> float:
+    """The step that would be best if the outputs moved in a straight line: |g|^2 / (smoothness |DF g|^2)."""
+    moved = {name: problem.parameters[name].detach() for name in gradient}
+    network = lambda values: torch.func.functional_call(problem.model, values, (problem.inputs,))
+    _, slope = torch.func.jvp(network, (moved,), (gradient,))
+    speed = float(slope.square().sum())
+    return norm**2 / (problem.cost.smoothness * speed) if speed > 0 else 1.0 / norm
+
+
+def _least(problem: Problem, model: Model) -> tuple[float, float]:
+    """The u in (0, 1] with the least bound of the loss, and that bound."""
+    values = [(_loss_at_most(problem, model, k / GRID), k / GRID) for k in range(1, GRID + 1)]
+    bound, u = min(values)
+    return (u, bound) if math.isfinite(bound) else (1 / GRID, math.inf)
+
+
+def _loss_at_most(problem: Problem, model: Model, u: float) -> float:
+    cost, c = problem.cost, model.coefficients
+    outputs = c[0] + u * (c[1] if len(c) == 2 else c[1] + u * c[2])
+    loss = float(cost.value(outputs, problem.targets))
+    if not math.isfinite(loss):
+        return math.inf
+    error = model.remainder * u**model.order
+    gradient = cost.gradient_at_most(max(loss - cost.infimum, 0.0))
+    return (loss + gradient * error + 0.5 * cost.smoothness * error * error) * (1 + ROUNDING) + ROUNDING * abs(loss)

@@ -1,0 +1,76 @@
+"""A certificate in words that an engineer acts on."""
+
+from __future__ import annotations
+
+from .certificate import GRADES, Certificate, Hypothesis
+
+MEANINGS = {
+    "global": "gradient descent converges from these weights, whatever it does on the way",
+    "ball": "gradient descent converges from these weights, because its path provably stays in a ball around them",
+    "measured": "the numbers at these weights support training, and nothing is proved of the path",
+    "none": "nothing supports that training reaches the minimum",
+}
+NOT_COVERED = "Plain gradient descent on all of these samples; mini-batches, momentum and weight decay are not covered."
+
+
+def explain(certificate: Certificate) -> str:
+    """The grade, its numbers, and, where a stronger grade was not given, what stands against it and what to do."""
+    lines = [f"Grade {certificate.grade}: {MEANINGS[certificate.grade]}."]
+    size = f"{certificate.samples} samples, {certificate.outputs} outputs, {certificate.parameters} trained parameters"
+    lines.append(f"Loss {certificate.loss}{_at(certificate)}; {size}.")
+    if certificate.lambda_lower > 0:
+        lines.append(f"lambda_min(DF DF^T) >= {certificate.lambda_lower:.4g} (from the {certificate.lambda_source}).")
+    lines += _descent(certificate)
+    lines += [*certificate.notes]
+    lines += _obstacles(certificate)
+    if certificate.descent is not None:
+        lines.append(NOT_COVERED)
+    return "\n".join(lines)
+
+
+def _at(certificate: Certificate) -> str:
+    return "" if certificate.initial_loss is None else f" is {certificate.initial_loss:.6g} now"
+
+
+def _descent(certificate: Certificate) -> list[str]:
+    descent = certificate.descent
+    if descent is None:
+        return []
+    path = (
+        f"With a step of {certificate.step_size:.4g} the weights never move farther than {certificate.radius:.4g} (in norm), "
+        f"where the loss's gradient has Lipschitz constant at most {certificate.smoothness_upper:.4g}."
+    )
+    lines = [path]
+    if certificate.rate is not None:
+        tenth = certificate.infimum + descent.excess / 10
+        steps = certificate.steps_to(tenth)
+        count = "" if steps is None else f" A tenth of the loss is reached within {steps} steps."
+        lines.append(f"Each step multiplies the loss by at most 1 - {descent.gain:.4g}.{count}")
+    else:
+        steps = certificate.steps_to(certificate.goal)
+        lines.append(
+            f"Each step adds at least {descent.gain:.4g} to 1 / loss, proved down to a loss of {certificate.goal:.4g} "
+            f"(within {steps} steps); below it a smaller step is proved: certify again there."
+        )
+    return lines
+
+
+def _obstacles(certificate: Certificate) -> list[str]:
+    failing = certificate.failing
+    if not failing:
+        return []
+    nearest = next(g for g in GRADES[GRADES.index(certificate.grade) + 1 :] if any(row.grade == g for row in failing))
+    lines = [f"Why not {nearest!r}:" if nearest != GRADES[-1] else "Why not 'global':"]
+    lines += _grouped([row for row in failing if row.grade == nearest])
+    further = [row for row in failing if row.grade != nearest]
+    if further:
+        lines.append("And for the grades above it:")
+        lines += _grouped(further)
+    return lines
+
+
+def _grouped(rows: list[Hypothesis]) -> list[str]:
+    """One line a layer and hypothesis, in the network's order."""
+    return [
+        f"  - {row.path + ': ' if row.path else ''}{row.name} [{row.source}]. {row.remedy}".rstrip() for row in rows
+    ]

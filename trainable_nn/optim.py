@@ -1,0 +1,160 @@
+"""Certified step sizes as torch learning-rate schedulers."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .certify.certificate import Certificate
+from .certify.problem import Problem, problem_of
+from .certify.step import Step, certified_step
+from .errors import CertificateError
+from .theory.costs import Cost
+
+PLAIN = "plain gradient descent"
+
+
+class LostGuaranteeWarning(UserWarning):
+    """The optimiser does not do what the guarantee is about; the message says what is lost."""
+
+
+class CertifiedLR(LRScheduler):
+    """The certificate's constant step for every parameter group.
+
+    With ``torch.optim.SGD`` without momentum, weight decay and the like, on all of the certified samples in every step,
+    the loss stays below ``predicted_loss`` and the weights within the certificate's radius. With any other optimiser
+    the step is only a scale, and ``lost`` says which guarantee is gone.
+
+    Raises:
+        CertificateError: the certificate proves no step; its explanation follows.
+    Source:
+        THEORY 4; the certificate names each statement.
+    """
+
+    def __init__(self, optimizer: Optimizer, certificate: Certificate, last_epoch: int = -1) -> None:
+        if certificate.step_size is None or not certificate.step_size > 0.0:
+            raise CertificateError(f"CertifiedLR: this certificate proves no step size.\n{certificate.explain()}")
+        self.certificate, self.lost = certificate, lost_guarantee(optimizer)
+        warn_of(self.lost, "CertifiedLR")
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [_like(group["lr"], self.certificate.step_size) for group in self.optimizer.param_groups]
+
+    @property
+    def predicted_loss(self) -> float | None:
+        """An upper bound of the loss after the steps so far; None where the optimiser voids it."""
+        return None if self.lost else self.certificate.predicted_loss(self.last_epoch)
+
+    def state_dict(self) -> dict:
+        return {key: value for key, value in super().state_dict().items() if key != "certificate"}
+
+
+class CertifiedDescent(LRScheduler):
+    """A step for every iteration, with descent proved from the weights of that moment: the loss falls at each.
+
+    Call ``step()`` after ``optimizer.step()``, as with every scheduler; it reads the weights, takes the gradient of the
+    loss over all samples in float64, and sets the learning rate for the next iteration. ``loss_at_most`` bounds the loss
+    after that iteration, before it is made. ``history`` holds each ``Step``, and ``guarantee`` is the product of
+    their rates: excess loss now over excess loss at the start is at most that. A step of 0 means that no descent could be
+    proved, usually at the minimum.
+
+    Shape:
+        inputs, targets: all samples; the loop must use the same in every iteration.
+    Units:
+        loss: as in ``certify``.
+    Cost:
+        For each step a gradient in float64 and some Taylor models of the network, a dozen forward passes each.
+    Raises:
+        CertificateError: a layer has no bounds; the model draws at random; or it does not run in float64.
+        TypeError, ValueError: as ``certify``.
+    Source:
+        Convexity and smoothness of the cost with a Taylor model along the ray of the step; see ``certify.step``.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        loss: str | Cost = "mse",
+        last_epoch: int = -1,
+    ) -> None:
+        self.model, self.inputs, self.targets, self.loss = model, inputs, targets, loss
+        self.lost = lost_guarantee(optimizer) or _untrained(optimizer, model)
+        warn_of(self.lost, "CertifiedDescent")
+        self.history: list[Step] = []
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        problem = problem_of(self.model, self.inputs, self.targets, self.loss, where="CertifiedDescent")
+        last = next((step.step_size for step in reversed(self.history) if step.step_size > 0), None)
+        step = certified_step(problem, gradient_of(problem), last)
+        self.history.append(step)
+        return [_like(group["lr"], step.step_size) for group in self.optimizer.param_groups]
+
+    @property
+    def loss_at_most(self) -> float | None:
+        """An upper bound of the loss after the next iteration; None where the optimiser voids it."""
+        return None if self.lost else self.history[-1].loss_at_most
+
+    @property
+    def guarantee(self) -> float | None:
+        """The product of the proved rates of all steps so far, the next included; None where the optimiser voids it."""
+        if self.lost:
+            return None
+        product = 1.0
+        for step in self.history:
+            product *= step.rate
+        return product
+
+    def state_dict(self) -> dict:
+        kept = ("model", "inputs", "targets", "loss", "history")
+        return {key: value for key, value in super().state_dict().items() if key not in kept}
+
+
+def gradient_of(problem: Problem) -> dict[str, Tensor]:
+    """The gradient of the loss over all samples, by the name of each trained parameter."""
+    parameters = problem.parameters
+    with torch.enable_grad():
+        loss = problem.cost.value(problem.model(problem.inputs), problem.targets)
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), found)}
+
+
+def lost_guarantee(optimizer: Optimizer) -> str | None:
+    """What an optimiser's own rule takes from the guarantee of plain gradient descent; None if nothing."""
+    everything = "neither the fall of the loss, nor the rate, nor the radius is guaranteed"
+    if type(optimizer) is not torch.optim.SGD:
+        return f"{type(optimizer).__name__} does not move along the gradient alone, so {everything}"
+    wrong = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False}
+    for group in optimizer.param_groups:
+        for name, needed in wrong.items():
+            if group.get(name, needed) != needed:
+                return f"SGD with {name}={group[name]} is not {PLAIN}, so {everything}"
+    return None
+
+
+def _untrained(optimizer: Optimizer, model: nn.Module) -> str | None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        if p.requires_grad and id(p) not in held:
+            return f"{name} requires gradients and is not in the optimiser, so the proved step is of another path"
+    return None
+
+
+def warn_of(lost: str | None, where: str) -> None:
+    if lost:
+        warnings.warn(
+            f"{where}: {lost}. Use torch.optim.SGD(parameters, lr=1.0) for it.", LostGuaranteeWarning, stacklevel=3
+        )
+
+
+def _like(lr: float | Tensor, value: float) -> float | Tensor:
+    return torch.full_like(lr, value) if isinstance(lr, Tensor) else value

@@ -1,0 +1,131 @@
+"""Batch normalisation whose denominator has a floor, so that no batch makes it steep."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import ConversionError
+
+
+class FlooredBatchNorm:
+    r"""y = gamma (x - mu) / m(s) + beta with s = (var + eps)^(1/2) and a denominator m(s) >= floor; else torch's own.
+
+    Where s is at least ``floor`` (``smooth=True``: twice the floor) y is torch's BatchNorm to the last bit: mu and var are
+    the batch's in training and the running ones in evaluation, momentum and buffers as torch's, keys too.
+
+    For every batch, every x and both modes \|\|J\|\|_2 <= max_c abs(gamma_c) / floor, J the Jacobian of the whole batch. In
+    training, with n values of a channel, u their centred direction and v = (1, ..., 1) / n^(1/2), J is gamma / m on the
+    complement of u and v, 0 on v, and gamma / m * (1 - var m'(s) / (s m)) on u; that factor is in [-1, 1] since
+    0 <= s m'(s) <= 2 m. In evaluation J is diagonal. Torch's own has gamma / s, up to gamma / eps^(1/2).
+
+    m(s) = max(s, floor), which has a kink; or, with ``smooth=True``, m(s) = floor + s^2 / (4 floor) below 2 floor and s
+    above: m' is Lipschitz, so y is a C^{1,1} function of x and of all weights before it, as descent theorems ask.
+
+    Shape:
+        As torch's layer.
+    Cost:
+        Torch's layer, and in training the variance once more: torch doesn't give its own away differentiably.
+    Raises:
+        ValueError: floor is not above 0 and finite; and whatever torch's layer raises.
+    Source:
+        THEORY section 5 (floored); the smooth form is ours. ``SyncBatchNorm.convert_sync_batchnorm`` drops the floor, as
+        it drops everything of a subclass; a bounded block then refuses the result.
+    """
+
+    plain_type: type[nn.Module]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        floor: float = 0.5,
+        smooth: bool = False,
+    ) -> None:
+        if not 0.0 < floor < float("inf"):
+            raise ValueError(f"{type(self).__name__}: floor must be above 0 and finite, got {floor}. Try 0.5.")
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.floor, self.smooth = float(floor), bool(smooth)
+
+    @classmethod
+    def from_module(cls, plain: nn.Module, *, floor: float = 0.5, smooth: bool = False) -> "FlooredBatchNorm":
+        """The floored form of torch's layer: same parameters and buffers by value, mode and requires_grad; no hooks.
+
+        Raises:
+            ConversionError: plain is not exactly torch's layer of this kind, or a lazy one.
+        """
+        if type(plain) is not cls.plain_type or any(is_lazy(p) for p in plain.parameters()):
+            raise ConversionError(
+                f"{cls.__name__}.from_module: needed a torch.nn.{cls.plain_type.__name__} with its shape known, got "
+                f"{type(plain).__module__}.{type(plain).__qualname__}. Give the plain layer."
+            )
+        state = [*plain.parameters(), *plain.buffers()]
+        new = cls(
+            plain.num_features, plain.eps, plain.momentum, plain.affine, plain.track_running_stats,
+            device=state[0].device if state else None, dtype=state[0].dtype if state else None,
+            floor=floor, smooth=smooth,
+        )  # fmt: skip
+        new.load_state_dict(plain.state_dict())
+        for ours, theirs in zip(new.parameters(), plain.parameters()):
+            ours.requires_grad_(theirs.requires_grad)
+        return new.train(plain.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        momentum = self._count_batch()
+        of_batch = self.training or self.running_mean is None
+        mean, var = (None, None) if of_batch and not self.training else (self.running_mean, self.running_var)
+        weight = self._weight(x, of_batch)
+        return F.batch_norm(x, mean, var, weight, self.bias, of_batch, momentum, self.eps)
+
+    def _count_batch(self) -> float:
+        """The weight of this batch in the running statistics, as torch counts."""
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        return momentum
+
+    def _weight(self, x: Tensor, of_batch: bool) -> Tensor:
+        """gamma s / m(s), which torch's layer then divides by s; gamma itself where s / m(s) = 1."""
+        var = self._variance(x) if of_batch else self.running_var
+        var = var.float() if var.dtype in (torch.float16, torch.bfloat16) else var
+        ratio = (var + self.eps).sqrt() / self.floor
+        if self.smooth:
+            shrink = torch.where(ratio < 2, ratio / (1 + ratio.square() / 4), 1.0)
+        else:
+            shrink = ratio.clamp(max=1.0)
+        if self.weight is None:
+            return shrink.to(x.dtype if var.dtype != torch.float64 else var.dtype)
+        return (self.weight * shrink).to(self.weight.dtype)
+
+    @staticmethod
+    def _variance(x: Tensor) -> Tensor:
+        axes = [0, *range(2, x.dim())]
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return wide.var(axes, correction=0)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, floor={self.floor:g}" + (", smooth=True" if self.smooth else "")
+
+
+class FlooredBatchNorm1d(FlooredBatchNorm, nn.BatchNorm1d):
+    __doc__ = FlooredBatchNorm.__doc__
+    plain_type = nn.BatchNorm1d
+
+
+class FlooredBatchNorm2d(FlooredBatchNorm, nn.BatchNorm2d):
+    __doc__ = FlooredBatchNorm.__doc__
+    plain_type = nn.BatchNorm2d
+
+
+class FlooredBatchNorm3d(FlooredBatchNorm, nn.BatchNorm3d):
+    __doc__ = FlooredBatchNorm.__doc__
+    plain_type = nn.BatchNorm3d

@@ -31,7 +31,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": nn.functional.elu,
     "erf1": lambda z: torch.erf(z) * (math.sqrt(math.pi) / 2),
     "arctan": torch.arctan,
-    "softsign": nn.functional.softsign,
+    "softsign": lambda z: z / (1 + z.abs()),
     "isru": lambda z: z * (1 + z * z).rsqrt(),
     "smooth_relu": lambda z: (z + (1 + z * z).sqrt() - 1) / 2,
 }

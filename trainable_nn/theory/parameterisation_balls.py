@@ -17,6 +17,7 @@ import numpy as np
 
 from .nonlinearities import C3
 from .parameterisations import EntryNormConstants, WeightNormConstants
+from .schatten import SchattenNormConstants
 
 PEAK = 0.5
 MARGIN = 1.0 + 2.0**-36  # of the roundings, sums of squares included
@@ -37,15 +38,17 @@ class IdentityConstants:
         return 0.0
 
 
-Constants = EntryNormConstants | WeightNormConstants | IdentityConstants
+Constants = EntryNormConstants | WeightNormConstants | IdentityConstants | SchattenNormConstants
 
 
-def slopes_on_ball(constants: Constants, weight: np.ndarray, radius: float) -> np.ndarray:
-    """At least sup \\|P'\\| within the radius: one number for each entry, or for each row (rows, 1) of weight norm.
+def slopes_on_ball(constants: Constants, weight: np.ndarray, radius: float, effective: np.ndarray) -> np.ndarray:
+    """At least sup \\|P'\\| within the radius: one number for each entry, or for each row (rows, 1) otherwise.
 
     Shape:
-        weight: (rows, columns).
+        weight: (rows, columns), a group of a convolution at a time; effective: P(weight), the same.
     """
+    if isinstance(constants, SchattenNormConstants):
+        return np.full((len(weight), 1), _schatten_slope(constants, _Lengths(constants, weight, effective, radius)))
     if isinstance(constants, IdentityConstants):
         return np.ones((len(weight), 1))
     nearest = np.maximum(_lengths(constants, weight) / MARGIN - radius / math.sqrt(constants.eps) * MARGIN, 0.0)
@@ -54,8 +57,10 @@ def slopes_on_ball(constants: Constants, weight: np.ndarray, radius: float) -> n
     return (steepest + getattr(constants, "leak", 0.0)) * MARGIN
 
 
-def curvatures_on_ball(constants: Constants, weight: np.ndarray, radius: float) -> np.ndarray:
+def curvatures_on_ball(constants: Constants, weight: np.ndarray, radius: float, effective: np.ndarray) -> np.ndarray:
     """At least sup \\|P''\\| within the radius: one number for each entry, or for each row (rows, 1)."""
+    if isinstance(constants, SchattenNormConstants):
+        return np.full((len(weight), 1), _schatten_curvature(constants, _Lengths(constants, weight, effective, radius)))
     if isinstance(constants, IdentityConstants):
         return np.zeros((len(weight), 1))
     t, reach = _lengths(constants, weight), radius / math.sqrt(constants.eps) * MARGIN
@@ -81,3 +86,39 @@ def _entry_profile(t: np.ndarray) -> np.ndarray:
 def _row_profile(t: np.ndarray) -> np.ndarray:
     far = TWO_OVER_ROOT_3 * np.hypot(1.0, t) ** -2
     return np.where(np.square(t) <= 0.5, _entry_profile(t), far)
+
+
+class _Lengths:
+    """What a ball around w leaves of L(w), |w| and rho = (eps + L^2)^(-1/2): the least L, the largest of each."""
+
+    def __init__(self, constants: SchattenNormConstants, weight: np.ndarray, effective: np.ndarray, radius: float) -> None:
+        length = float(np.linalg.norm(weight)) * MARGIN
+        self.longest = length + radius
+        error = MARGIN - 1.0 + constants.length_allowance(max(weight.shape))  # of rho, relatively
+        rho = float(np.linalg.norm(effective)) / (constants.gain * length) if length > 0.0 else constants.eps**-0.5
+        squared = rho**-2 - constants.eps if rho > 1e-150 else math.inf
+        slack = 4.0 * error * (squared + constants.eps) if math.isfinite(squared) else 0.0
+        least = math.sqrt(max(squared - slack, 0.0)) if math.isfinite(squared) else 0.0
+        most = min(math.sqrt(max(squared + slack, 0.0)), constants.beta * length)
+        self.least_norm = max(least - constants.beta * radius, 0.0)
+        self.largest_norm = most + constants.beta * radius
+        self.rho = (constants.eps + self.least_norm**2) ** -0.5 * MARGIN
+
+
+def _schatten_slope(constants: SchattenNormConstants, at: _Lengths) -> float:
+    """gain rho z, z the largest root for the largest |x| |y| and the least a."""
+    if math.isinf(at.longest):
+        return constants.slope_supremum
+    product = at.rho**2 * at.longest * constants.beta * at.largest_norm
+    a_least = at.least_norm**2 / (constants.eps + at.least_norm**2)
+    product = max(min(product, constants.tau * at.largest_norm**2 / (constants.eps + at.largest_norm**2)), a_least)
+    z = 0.5 * (product + math.sqrt(product**2 + 4.0 * (1.0 - a_least)))
+    return min(constants.gain * at.rho * max(z, 1.0) * MARGIN, constants.slope_supremum)
+
+
+def _schatten_curvature(constants: SchattenNormConstants, at: _Lengths) -> float:
+    if math.isinf(at.longest) or constants.power == 1:
+        return constants.slope_lipschitz
+    beta = constants.beta
+    rate = 2.0 * beta * at.largest_norm + (2 * constants.power - 1) * beta**2 * at.longest
+    return min(constants.gain * at.rho**3 * rate * MARGIN, constants.slope_lipschitz)

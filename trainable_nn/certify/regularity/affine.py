@@ -23,6 +23,7 @@ from ...theory.composition import times
 from ...theory.convolution import geometry_factor, sides
 from ...theory.parameterisation_balls import IdentityConstants, curvatures_on_ball, slopes_on_ball
 from ...theory.parameterisations import EntryNormConstants
+from ...theory.schatten import SchattenNormConstants
 from .norms import norms_at_most
 from .states import Backward, Ball, Effect, Local, State, Tangents
 from .steps import Step, U, norms
@@ -93,7 +94,13 @@ class Affine(Step):
 
     def slope(self, ball: Ball) -> float:
         """sup ||P'|| on the ball."""
-        return float(slopes_on_ball(self.options, self.free, self.moved(ball)).max(initial=0.0))
+        return float(self._profile(slopes_on_ball, ball).max(initial=0.0))
+
+    def _profile(self, profile, ball: Ball) -> np.ndarray:
+        """Slopes or curvatures of P on the ball, by entries or rows, one group after the other."""
+        effective = matrix_of(self.weight).numpy()
+        pairs = zip(np.split(self.free, self.groups), np.split(effective, self.groups))
+        return np.concatenate([profile(self.options, w, self.moved(ball), p) for w, p in pairs])
 
     def norm_now(self, x: Tensor) -> float:
         """||P(w) *|| now, a proved bound."""
@@ -115,6 +122,8 @@ class Affine(Step):
         return self._supremum(self.growth(self.sample))
 
     def _supremum(self, growth: float) -> float:
+        if isinstance(self.options, SchattenNormConstants):  # L bounds the operator norm on images of every size
+            return self.options.operator_norm_supremum()
         rows, columns = self.free.shape[0] // self.groups, self.free.shape[1]
         return float(times(self.options.operator_norm_supremum(rows, columns), growth))
 
@@ -231,7 +240,7 @@ class Affine(Step):
 
     def _own_curvature(self, ball: Ball, x: State, after: Backward) -> float:
         """sup ||B P''[v, v] U||: a convex function of the shares of v^2, so the worst is one row, or one entry."""
-        curvatures = curvatures_on_ball(self.options, self.free, self.moved(ball))
+        curvatures = self._profile(curvatures_on_ball, ball)
         if not curvatures.any():
             return 0.0
         each, whole = self._patches(ball, x)
@@ -240,6 +249,8 @@ class Affine(Step):
         if not self.is_dense or x.centre.dim() != 2 or after.columns is None or ball.samples != len(x.centre):
             return float(times(curvatures.max(), plain))
         columns = np.minimum(after.columns, norm[:, None])  # (samples, rows)
+        if isinstance(self.options, SchattenNormConstants):  # P'' mixes the rows
+            return float(times(curvatures.max(), plain))
         if isinstance(self.options, EntryNormConstants):
             entries = np.minimum(np.abs(x.centre.numpy()) + x.delta[:, None], x.size[:, None])
             sharp = np.sqrt(np.square(columns).T @ np.square(entries)) if np.isfinite(entries).all() else np.inf
@@ -251,7 +262,7 @@ class Affine(Step):
     def constants(self, ball: Ball, x: State) -> tuple[float, float]:
         if not self.trains_weight:
             return 0.0, 0.0
-        curvature = curvatures_on_ball(self.options, self.free, self.moved(ball)).max(initial=0.0)
+        curvature = self._profile(curvatures_on_ball, ball).max(initial=0.0)
         return self.growth(x.centre) * self.slope(ball), float(times(curvature, self._patches(ball, x)[1]))
 
 

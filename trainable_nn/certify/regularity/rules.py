@@ -11,6 +11,7 @@ from ... import functional as tnnf
 from ... import modules as ours
 from ...errors import UnboundedError
 from ...linop import matrix_norm_at_most
+from ...modules.floored import FlooredBatchNorm1d, FlooredBatchNorm2d, FlooredBatchNorm3d
 from ...modules.lipschitz import RULES as LIPSCHITZ
 from ...modules.lipschitz import Reading, lipschitz_bound
 from ...theory.higher_derivatives import JERKS, LARGEST_VALUES
@@ -18,6 +19,7 @@ from ...theory.nonlinearities import NONLINEARITIES
 from .affine import Affine, doubled
 from .elementwise import Elementwise, Smooth
 from .graph import Graph, Rule, functional
+from .normalisation import BatchNormalisation, FixedNormalisation
 from .steps import FixedLinear, Kinked, Sum
 
 
@@ -36,6 +38,11 @@ def _affine(graph: Graph, module: nn.Module, path: str, source: int) -> int:
             f"{path}: {type(module).__name__} got an input of shape {tuple(value.shape)} without a batch axis. Add one."
         )
     return graph.add(Affine(path, module, value), source)
+
+
+def _batch_norm(graph: Graph, module: nn.Module, path: str, source: int) -> int:
+    kind = BatchNormalisation if module.training or module.running_mean is None else FixedNormalisation
+    return graph.add(kind(path, module), source)
 
 
 def constants_of(name: str, scale: float = 1.0) -> Smooth:
@@ -214,6 +221,8 @@ RULES: dict[type, Rule] = {
     ours.OrthogonalReadout: _readout,
     ours.ContractiveResidual: _contractive,
     ours.SpectrallyBoundedResidual: _bounded_residual,
+    **{kind: _batch_norm for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)},
+    **{kind: _batch_norm for kind in (FlooredBatchNorm1d, FlooredBatchNorm2d, FlooredBatchNorm3d)},
     nn.Tanh: _smooth("tanh"),
     nn.Sigmoid: _smooth("sigmoid"),
     nn.SiLU: _smooth("silu", F.silu),

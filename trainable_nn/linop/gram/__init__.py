@@ -1,5 +1,5 @@
 """The neural tangent kernel: the Gram matrix of the parameter Jacobian, layer by layer."""
 
-from .compute import ntk
+from .compute import KernelBlock, ntk, ntk_blocks
 
-__all__ = ["ntk"]
+__all__ = ["KernelBlock", "ntk", "ntk_blocks"]

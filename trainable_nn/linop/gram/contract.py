@@ -44,7 +44,7 @@ def seconds(way: str, size: Size, rate: Rates) -> float:
     if way == "structured":
         return meet + size.pairs * k * k * t * t * (g * o * rate.gemm + 3 * rate.move)
     small = size.pairs * k * k * t * o * g * rate.small
-    return meet + size.pairs * k * t * t * o * g * rate.row(t) + small + size.pairs * k * t * o * g * rate.move
+    return meet + size.pairs * k * t * t * o * g * rate.row(t) + small
 
 
 def cheapest(factors: Factors, block: Block, trace: bool) -> str:
@@ -71,7 +71,7 @@ def gram_of_rows(rows_of, block: Block, add, trace: bool, bytes_per_sample: floa
         for right in block.right_tiles(tile, left):
             second = first if right == left else [_merged(r, trace) for r in rows_of(right)]
             for a, b in zip(first, second):
-                _products(a, b, left, right, add)
+                _products(a, b, left, right, add, block.is_symmetric and right == left)
             del second
 
 
@@ -87,9 +87,8 @@ LEAST_ROW = 64  # of the O K in one product, so that it is a large one
 PARTS = 4  # of a symmetric product, of whose blocks only those above the diagonal are computed
 
 
-def _products(a: Tensor, b: Tensor, left: slice, right: slice, add) -> None:
+def _products(a: Tensor, b: Tensor, left: slice, right: slice, add, same: bool) -> None:
     m, k, p = a.shape
-    same = a is b
     parts = PARTS if same and m * k >= 64 * PARTS and m >= PARTS else 1
     size = -(-m // parts)
     for i in range(0, m, size):
@@ -163,7 +162,7 @@ def _mixed(factors: Factors, block: Block, add, trace: bool, workspace: int) -> 
             y = x if left == right else _by_position(factors, right, trace)
             meets = _meet(factors, left, right)
             for i in range(len(x)):
-                first = i if left == right else 0
+                first = i if block.is_symmetric and left == right else 0
                 found = _mixed_row(meets[i, :, first:].permute(1, 2, 0), x[i], y[first:], inner)
                 samples = slice(right.start + first, right.stop)
                 add(slice(left.start + i, left.start + i + 1), samples, found.permute(1, 0, 2).unsqueeze(0))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-SKINNY = 64  # positions from which a product is as fast as a large one
+FEW, MANY = 16, 256  # positions: a product over few writes more than it reads, one over many is like any other
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds for a multiply-add in a large product, in one of a few positions, in small batched ones; for a float moved."""
+    """Seconds for a multiply-add in a large product, one over 16 positions, small batched ones; for a float moved."""
 
     gemm: float
     skinny: float
@@ -20,21 +20,20 @@ class Rates:
     move: float
 
     def row(self, positions: int) -> float:
-        """For a product that sums over so many positions."""
-        share = min(positions, SKINNY) / SKINNY
-        return self.gemm * share + self.skinny * (1 - share)
+        """For a product that sums over so many positions: what is written costs the same however short the sum."""
+        return self.gemm + max(self.skinny - self.gemm, 0.0) * FEW / positions if positions < MANY else self.gemm
 
 
 @functools.lru_cache
 def rates(dtype: torch.dtype, device: torch.device) -> Rates:
     """The least time of three of each; results are the same whatever it finds."""
     a = torch.ones(384, 384, dtype=dtype, device=device)
-    left, right = torch.ones(64, 256, 8, dtype=dtype, device=device), torch.ones(64, 8, 256, dtype=dtype, device=device)
+    left, right = torch.ones(48, FEW, dtype=dtype, device=device), torch.ones(FEW, 4096, dtype=dtype, device=device)
     row, column = torch.ones(512, 10, 256, dtype=dtype, device=device), torch.ones(512, 256, 10, dtype=dtype, device=device)
     long = torch.ones(2**21, dtype=dtype, device=device)
     return Rates(
         gemm=_seconds(lambda: a @ a, device) / 384**3,
-        skinny=_seconds(lambda: torch.bmm(left, right), device) / (64 * 256 * 8 * 256),
+        skinny=_seconds(lambda: left @ right, device) / (48 * FEW * 4096),
         small=_seconds(lambda: torch.bmm(row, column), device) / (512 * 10 * 256 * 10),
         move=_seconds(lambda: long * 2, device) / 2**21,
     )

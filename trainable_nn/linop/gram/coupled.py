@@ -8,36 +8,45 @@ from torch import Tensor
 from .network import Network, layer_of
 
 
-def coupled_gram(network: Network, x: Tensor, outputs: str, by_layer: bool) -> dict[str, Tensor]:
+def coupled_gram(network: Network, x: Tensor, outputs: str, by_layer: bool, workspace: int) -> dict[str, Tensor]:
+    """As ``ntk``, of all samples as one batch; for each layer, or for "".
+
+    Cost:
+        N C backward passes (N for "sum"), and again for each pair of parts if a workspace doesn't hold all rows.
+    """
     y = network.forward(x)[0]
-    count, classes = len(x), y[0].numel()
-    names, parameters = list(network.parameters), list(network.parameters.values())
-    rows = []
-    units = _units(y, outputs)
-    for unit in units:
-        found = torch.autograd.grad(y, parameters, unit, retain_graph=True, allow_unused=True)
-        rows.append(found)
-    result: dict[str, Tensor] = {}
-    for i, name in enumerate(names):
-        each = [row[i] for row in rows]
-        if all(r is None for r in each):
-            continue
-        matrix = torch.stack([torch.zeros_like(parameters[i]) if r is None else r for r in each]).flatten(1).double()
-        gram = matrix @ matrix.T
+    count, outputs_each = len(y), y[0].numel()
+    rows = count if outputs == "sum" else count * outputs_each
+    size = sum(p.numel() * p.element_size() for p in network.parameters.values())
+    part = max(1, int(workspace / (2 * size)))
+    layers = dict.fromkeys(map(layer_of, network.parameters)) if by_layer else [""]
+    result = {layer: torch.zeros(rows, rows, dtype=torch.float64, device=x.device) for layer in layers}
+    for i in range(0, rows, part):
+        first = _rows(network, y, outputs, slice(i, min(i + part, rows)))
+        for j in range(i, rows, part):
+            second = first if i == j else _rows(network, y, outputs, slice(j, min(j + part, rows)))
+            for name, a in first.items():
+                block = a.double() @ second[name].double().T
+                result[layer_of(name) if by_layer else ""][i : i + part, j : j + part] += block
+    for layer, matrix in result.items():
+        matrix = matrix.triu() + matrix.triu(1).T
         if outputs == "trace":
-            gram = gram.reshape(count, classes, count, classes).diagonal(dim1=1, dim2=3).sum(-1)
-        layer = layer_of(name) if by_layer else ""
-        result[layer] = result[layer] + gram if layer in result else gram
+            matrix = matrix.reshape(count, outputs_each, count, outputs_each).diagonal(dim1=1, dim2=3).sum(-1)
+        result[layer] = matrix
     return result
 
 
-def _units(y: Tensor, outputs: str):
-    flat = torch.zeros(y.numel(), dtype=y.dtype, device=y.device)
-    count, classes = len(y), y[0].numel()
-    for i in range(count if outputs == "sum" else count * classes):
-        unit = flat.clone()
-        if outputs == "sum":
-            unit.reshape(count, classes)[i] = 1
-        else:
-            unit[i] = 1
-        yield unit.reshape(y.shape)
+def _rows(network: Network, y: Tensor, outputs: str, which: slice) -> dict[str, Tensor]:
+    """Rows of the Jacobian, for each parameter (rows, numel)."""
+    parameters = list(network.parameters.values())
+    each = []
+    for row in range(which.start, which.stop):
+        unit = torch.zeros(y.numel(), dtype=y.dtype, device=y.device)
+        width = y[0].numel() if outputs == "sum" else 1
+        unit[row * width : (row + 1) * width] = 1
+        each.append(torch.autograd.grad(y, parameters, unit.reshape(y.shape), retain_graph=True, allow_unused=True))
+    found = {}
+    for index, (name, p) in enumerate(network.parameters.items()):
+        values = [torch.zeros_like(p) if row[index] is None else row[index] for row in each]
+        found[name] = torch.stack(values).flatten(1)
+    return found

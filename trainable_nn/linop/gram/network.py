@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .graph import Graph, read_graph
+from .graph import Graph, output_shapes, read_graph
 
 DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
@@ -51,6 +51,32 @@ class Network:
                     f"Pass use_reentrant=False to torch.utils.checkpoint.checkpoint."
                 )
         return graph
+
+
+def bytes_per_sample(network: Network, x: Tensor, outputs: int) -> tuple[float, int]:
+    """What a forward pass keeps and the widest cut of ``outputs`` backward passes, for one sample; and C."""
+    own = {p.untyped_storage().data_ptr() for p in [*network.model.parameters(), *network.model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        y, leaf = network.forward(x)
+    classes = y[0].numel()
+    graph = network.graph(y, leaf)
+    waiting: dict = {y.grad_fn: y.numel()}
+    widest = y.numel()
+    for node in graph.order:
+        for _, (m, nr) in graph.data[node]:
+            waiting[m] = max(waiting.get(m, 0), output_shapes(m)[nr].numel())
+        widest = max(widest, sum(waiting.values()))
+        waiting.pop(node, None)
+    cut = widest * y.element_size() * (outputs or classes)
+    return (sum(kept.values()) + cut) / len(x), classes
 
 
 def layer_of(name: str) -> str:

@@ -21,7 +21,7 @@ class Block:
     @property
     def samples(self) -> int:
         """The number of samples whose rows are needed."""
-        return self.right.stop - self.right.start + (0 if self.is_symmetric else self.left.stop - self.left.start)
+        return max(self.left.stop, self.right.stop) - min(self.left.start, self.right.start)
 
     @property
     def pairs(self) -> float:

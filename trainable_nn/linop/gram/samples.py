@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +105,3 @@ def _input_of(batch) -> Tensor:
         raise TypeError(f"{WHERE}: a batch must be a tensor or begin with one, got {type(batch).__name__}.")
     return batch
 
-
-def batches_of(samples: Samples, size: int) -> Iterable[slice]:
-    for start in range(0, samples.count, size):
-        yield slice(start, min(start + size, samples.count))

@@ -32,7 +32,7 @@ class Use:
 class Sweep:
     """``receive(parameters, uses)`` is called once for each set of parameters that is used together."""
 
-    def __init__(self, graph: Graph, count: int, receive: Callable, advance: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, graph: Graph, count: int, receive: Callable, advance: Callable[[float], None] = lambda share: None) -> None:
         self.graph, self.count, self.receive, self.advance = graph, count, receive, advance
         self.groups = _groups_of(graph)
         self.waiting = {id(group): len(group.slots) for group in self.groups.values()}
@@ -48,13 +48,14 @@ class Sweep:
         pending: dict = {root: {0: list(outputs)}}
         del outputs
         self.graph.order.reverse()
+        total = len(self.graph.order)
         while self.graph.order:
             node = self.graph.order.pop()
             found = pending.pop(node, None)
             if found is not None:
                 self._visit(node, found, pending)
             self.graph.drop(node)
-            self.advance()
+            self.advance(1 - len(self.graph.order) / total)
 
     def _visit(self, node, gradients: dict[int, list[Tensor]], pending: dict) -> None:
         slots, data = self.graph.slots[node], self.graph.data[node]

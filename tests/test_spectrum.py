@@ -1,7 +1,12 @@
-"""Extreme singular values against matrices of known spectrum, and what is claimed against what the residual shows."""
+"""Extreme singular values against matrices of known spectrum, and what is claimed against what the residual shows.
+
+``SPECTRUM_LARGE=1 pytest tests/test_spectrum.py -k resnet`` adds layers of up to 4,096 unknowns, in some minutes.
+"""
 
 import dataclasses
 import math
+import os
+import random
 
 import numpy as np
 import oracles
@@ -12,9 +17,19 @@ import torch
 from torch import nn
 
 import trainable_nn as tnn
-from trainable_nn.linop import ConvParameterJacobian, Extremes, Jacobian, ToeplitzConv, extreme_singular_values
+from trainable_nn.linop import (
+    ConvParameterJacobian,
+    Extremes,
+    Jacobian,
+    ToeplitzConv,
+    block_inverse,
+    extreme_singular_values,
+    slabs,
+    spectrum,
+)
+from trainable_nn.linop.block_inverse import Gram, Lu, pseudo_inverse
+from trainable_nn.linop.golub_kahan import Bases
 from trainable_nn.linop.products import products_of
-from trainable_nn.linop.spectrum import Bases
 
 F64 = torch.float64
 SPECTRA = {
@@ -216,17 +231,162 @@ def test_products_in_float32_show_no_more_than_float32():
         assert not any(extreme_singular_values(operator, tol=1e-9, dense_up_to=dense_up_to).converged)
 
 
-def test_a_large_convolution_has_its_largest_and_claims_no_smallest():
+def test_golub_kahan_alone_claims_no_smallest_of_a_large_convolution():
+    """Nor does a map that doesn't tell it is a convolution; its blocks have the value that Golub-Kahan misses."""
     torch.manual_seed(11)
-    operator = ToeplitzConv(nn.Conv2d(8, 8, 3, padding=1), (8, 12, 12))  # 1,152 unknowns
-    found = extreme_singular_values(operator, most_products=400, dense_up_to=1000)
-    truth = torch.linalg.svdvals(operator.to(F64).dense().detach())
+    operator = ToeplitzConv(nn.Conv2d(8, 8, 3, padding=1), (8, 12, 12)).to(F64)  # 1,152 unknowns
+    truth = torch.linalg.svdvals(operator.dense().detach())
+    found = extreme_singular_values(Bare(operator.dense().detach()), most_products=400, dense_up_to=1000)
+    assert found.method == "golub-kahan"
     assert found.largest_converged
     assert abs(found.largest - float(truth[0])) <= 1e-6 * float(truth[0])
     assert not found.smallest_converged
     assert found.smallest > 2 * float(truth[-1])  # what a missing flag would have called exact
     assert found.residuals[0] > 1e-3 * found.smallest
     assert 300 < found.products <= 400
+    whole = extreme_singular_values(operator)
+    assert whole.method == "block inverse"
+    assert all(whole.converged)
+    assert abs(whole.smallest - float(truth[-1])) <= 1e-6 * float(truth[-1])
+    assert abs(whole.largest - float(truth[0])) <= 1e-6 * float(truth[0])
+
+
+def random_convolution(seed: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """Of any geometry and padding; every fifth with most of its entries zero, so that many are singular."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    arguments, sizes = oracles.random_geometry(rng, rng.choice((1, 2, 2, 3)))
+    conv = oracles.CONVOLUTIONS[len(sizes)](**arguments, bias=False, dtype=F64)
+    if seed % 5 == 4:
+        conv.weight.data *= torch.rand_like(conv.weight) < 0.3
+    return conv, (conv.in_channels, *sizes)
+
+
+def test_the_ends_of_any_convolution_are_those_of_its_dense_matrix(monkeypatch):
+    """Every claim holds; what is not claimed is singular; never below the truth. With slabs of a row or two."""
+    monkeypatch.setattr(slabs, "LEAST_BLOCK", 6)
+    claims, methods = {True: 0, False: 0}, set()
+    for seed in range(120):
+        conv, shape = random_convolution(seed)
+        truth = torch.linalg.svdvals(oracles.matrix_of(conv, shape))
+        low, high = float(truth[-1]), float(truth[0])
+        found = extreme_singular_values(ToeplitzConv(conv, shape), dense_up_to=0)
+        noise = 1e-13 * high
+        assert found.largest_converged
+        assert abs(found.largest - high) <= 1e-6 * high
+        assert found.smallest >= low - noise, seed
+        if found.smallest_converged:
+            assert abs(found.smallest - low) <= 1e-6 * low + noise, (seed, found)
+        else:
+            assert low < 1e-7 * high, (seed, found)
+        claims[found.smallest_converged] += 1
+        methods.add(found.method)
+    assert claims[True] > 90
+    assert claims[False] > 3
+    assert methods >= {"block inverse", "fourier", "kernel", "counting"}
+
+
+@pytest.mark.parametrize("name", ["random", "identity and noise", "identity", "transposed", "float32"])
+def test_the_smallest_value_is_found_where_others_lie_beside_it(name):
+    """To 1e-6 of LAPACK's, square and clustered; an isometry has all of them there."""
+    torch.manual_seed(1)
+    conv = nn.Conv2d(6, 6, 3, padding=1, bias=False, dtype=F64)
+    if name.startswith("identity"):
+        conv.weight.data *= 0.0 if name == "identity" else 0.3
+        conv.weight.data[range(6), range(6), 1, 1] += 1.0
+    if name == "transposed":
+        plain, conv = conv, nn.ConvTranspose2d(6, 6, 3, padding=1, bias=False, dtype=F64)
+        conv.weight.data.copy_(plain.weight.data)
+    truth = torch.linalg.svdvals(oracles.matrix_of(conv, (6, 9, 8)))
+    operator = ToeplitzConv(conv, (6, 9, 8))
+    if name == "float32":
+        operator = operator.to(torch.float32)
+        truth = torch.linalg.svdvals(oracles.matrix_of(conv.float().double(), (6, 9, 8)))
+    found = extreme_singular_values(operator, dense_up_to=0, tol=1e-7)
+    assert (found.method, found.smallest_converged) == ("block inverse", True)
+    assert abs(found.smallest / float(truth[-1]) - 1) < 1e-9
+    assert found.residuals[0] <= 1e-7 * found.smallest
+
+
+RESNET = [(4, 4, 16, 1), (4, 8, 16, 2), (8, 8, 8, 1), (8, 16, 8, 2), (16, 16, 4, 1), (16, 32, 4, 2), (32, 32, 2, 1)]
+if os.environ.get("SPECTRUM_LARGE"):  # minutes: dense matrices of up to 4,096 rows, which LAPACK takes ten seconds for
+    RESNET += [(64, 64, 8, 1), (16, 16, 16, 1), (128, 256, 4, 2), (256, 256, 4, 1)]
+
+
+@pytest.mark.parametrize(("channels", "out", "n", "stride"), RESNET)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_layers_of_a_narrow_resnet_agree_with_their_dense_svd(channels, out, n, stride, kernel):
+    torch.manual_seed(n)
+    conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+    truth = torch.linalg.svdvals(oracles.matrix_of(conv.double(), (channels, n, n)))
+    found = extreme_singular_values(ToeplitzConv(conv, (channels, n, n)), dense_up_to=0)
+    assert all(found.converged)
+    if kernel == 1 and stride == 2:  # three of four inputs are not read, half as many values as rows
+        assert (found.smallest, found.method) == (0.0, "kernel")
+        assert float(truth[-1]) < 1e-15
+    else:
+        assert abs(found.smallest - float(truth[-1])) <= 1e-6 * float(truth[-1])
+    assert abs(found.largest - float(truth[0])) <= 1e-6 * float(truth[0])
+
+
+def test_a_wrong_inverse_is_not_believed(monkeypatch):
+    """The residual is measured with products of the map: an inverse of another convolution ends in no claim."""
+    torch.manual_seed(2)
+    operator = ToeplitzConv(nn.Conv2d(5, 5, 3, padding=1, dtype=F64), (5, 8, 8))
+    truth = float(torch.linalg.svdvals(operator.dense().detach())[-1])
+    other = pseudo_inverse(operator.geometry, torch.randn(5, 5, 3, 3, dtype=F64))
+    monkeypatch.setattr(spectrum, "pseudo_inverse", lambda *arguments: other)
+    found = extreme_singular_values(operator, dense_up_to=0)
+    assert not found.smallest_converged
+    assert found.smallest > truth * (1 + 1e-6)
+    assert found.residuals[0] > 1e-3 * found.smallest
+
+
+def test_an_ill_conditioned_convolution_is_measured_or_not_claimed():
+    """Kernel 1, c, 1 with c near 2 cos(pi / 33): down to the level of rounding, where no claim is made."""
+    claims = []
+    for digits in range(2, 17):
+        kernel = torch.tensor([[[1.0, -2 * math.cos(math.pi / 33) * (1 + 10.0**-digits), 1.0]]], dtype=F64)
+        operator = ToeplitzConv(kernel, (1, 32), padding=1)
+        truth = min(abs(float(kernel[0, 0, 1]) + 2 * math.cos(math.pi * k / 33)) for k in range(1, 33))
+        found = extreme_singular_values(operator, dense_up_to=0)
+        claims.append(found.smallest_converged)
+        assert found.smallest >= truth - 1e-14
+        assert abs(found.smallest - truth) <= 1e-14 + 1e-6 * truth
+    assert claims[:6] == [True] * 6  # down to 1e-7
+    assert not any(claims[10:])
+
+
+def test_the_pseudo_inverse_is_that_of_the_dense_matrix(monkeypatch):
+    monkeypatch.setattr(slabs, "LEAST_BLOCK", 8)
+    cases = [
+        ((4, 4, 3, 3), (4, 6, 5), {"padding": 1}, Lu),
+        ((4, 4, 5, 3), (4, 7, 5), {"padding": (2, 1)}, Lu),
+        ((8, 2, 2, 2), (2, 6, 6), {"stride": 2}, Lu),
+        ((4, 2, 3), (4, 50), {"padding": 1, "groups": 2}, Lu),
+        ((4, 4, 3, 3), (4, 6, 5), {"padding": 1, "padding_mode": "reflect"}, Lu),
+        ((8, 4, 3, 3), (4, 6, 6), {"padding": 1, "stride": 2}, Gram),
+        ((4, 8, 3, 3), (8, 4, 5), {"padding": 1}, Gram),
+        ((8, 4, 3, 3), (4, 4, 5), {"padding": 1}, Gram),
+    ]
+    for shape, image, arguments, kind in cases:
+        kernel = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=F64)
+        operator = ToeplitzConv(kernel, image, **arguments)
+        inverse, truth = pseudo_inverse(operator.geometry, kernel), torch.linalg.pinv(operator.dense())
+        u, v = (torch.randn(n, dtype=F64) for n in operator.shape)
+        assert isinstance(inverse.inverse, kind)
+        assert len(inverse.cut.outputs) > 1
+        assert inverse.error < 1e-8
+        assert (inverse.mv(u) - truth @ u).norm() <= 1e-8 * (truth @ u).norm()
+        assert (inverse.rmv(v) - truth.T @ v).norm() <= 1e-8 * (truth.T @ v).norm()
+
+
+def test_what_takes_too_much_memory_is_left_to_golub_kahan(monkeypatch):
+    monkeypatch.setattr(block_inverse, "MOST_BYTES", 1000)
+    torch.manual_seed(0)
+    operator = ToeplitzConv(nn.Conv2d(4, 4, 3, padding=1), (4, 12, 12))
+    found = extreme_singular_values(operator, dense_up_to=0, most_products=60)
+    assert (found.method, found.smallest_converged) == ("golub-kahan", False)
 
 
 def test_the_parameter_jacobian_is_taken_too():

@@ -75,7 +75,7 @@ class Geometry:
         """Flat indices (narrow, wide, kernel) of every product in T; a triple of taps may meet one input twice."""
         narrow, wide, tap = (torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(3))
         for axis in range(self.axes):
-            table = self._reached(axis)  # (narrow size, taps)
+            table = self.reached(axis)  # (narrow size, taps)
             row, column = (table >= 0).nonzero().T
             at = table[row, column]
             narrow = _outer(narrow, row, self.narrow[1 + axis])
@@ -90,7 +90,7 @@ class Geometry:
         weights = (channel * self.kernel[1] + inner) * taps + tap
         return rows.flatten(), columns.flatten(), weights.flatten()
 
-    def _reached(self, axis: int) -> Tensor:
+    def reached(self, axis: int) -> Tensor:
         """Which pixel of wide output i reads at tap t; -1 for a padded zero."""
         before, after = (e + self.padding[axis] for e in self.edges[axis])
         line = _line(self.wide[1 + axis], before, after, self.mode)

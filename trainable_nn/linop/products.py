@@ -24,26 +24,31 @@ class Products:
         self._exponent: int | None = None
 
     def mv(self, v: Tensor) -> Tensor:
-        return self._scaled(self._taken(self._mv, v, self.shape[0]))
+        return self.scaled(self._taken(self._mv, v, self.shape[0]))
 
     def rmv(self, u: Tensor) -> Tensor:
-        return self._scaled(self._taken(self._rmv, u, self.shape[1]))
+        return self.scaled(self._taken(self._rmv, u, self.shape[1]))
 
     def dense(self) -> Tensor:
         """The matrix: the map's own, or from products with unit vectors of the smaller side."""
         outputs, inputs = self.shape
         if self._dense is not None:
             with torch.no_grad():
-                return self._scaled(self._checked(self._dense().to(**self.options), outputs * inputs))
+                return self.scaled(self._checked(self._dense().to(**self.options), outputs * inputs))
         unit = torch.eye(min(self.shape), **self.options)
         if inputs <= outputs:
-            return self._scaled(torch.stack([self._taken(self._mv, e, outputs) for e in unit], 1))
-        return self._scaled(torch.stack([self._taken(self._rmv, e, inputs) for e in unit], 1).mH)
+            return self.scaled(torch.stack([self._taken(self._mv, e, outputs) for e in unit], 1))
+        return self.scaled(torch.stack([self._taken(self._rmv, e, inputs) for e in unit], 1).mH)
 
     def unscaled(self, value: float) -> float:
         """The number that this is for A itself."""
         half = (self._exponent or 0) // 2
         return value * 2.0**half * 2.0 ** ((self._exponent or 0) - half)
+
+    def rescale(self) -> None:
+        """Set the scale by the product with a random vector, if nothing has set it yet."""
+        if self._exponent is None:
+            self.mv(self.random(0)(self.shape[1]))
 
     def empty(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, **self.options)
@@ -75,7 +80,8 @@ class Products:
             )
         return values
 
-    def _scaled(self, values: Tensor) -> Tensor:
+    def scaled(self, values: Tensor) -> Tensor:
+        """The values over the scale, which the first ones that are not all zero set."""
         if self._exponent is None:
             largest = float(values.abs().amax())
             if largest == 0.0:

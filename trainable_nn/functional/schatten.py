@@ -50,7 +50,7 @@ def schatten_norm(
     if w.numel() == 0:
         return w * 1.0
     x = _wide(w)
-    u, scale, squared = _scaled_norm(x, eps, power, groups, factor, grid)
+    u, scale, squared = _scaled_norm(x, eps, power, groups, factor, grid, coarse_gradient=w.dtype != torch.float64)
     rho = gain * torch.rsqrt((math.sqrt(eps) / scale).square() + squared)
     return (u * _by_rows(rho, w)).to(w.dtype)
 
@@ -122,7 +122,16 @@ def _wide(w: Tensor) -> Tensor:
     return w.to(torch.float32 if w.device.type == "mps" else torch.float64)
 
 
-def _scaled_norm(x: Tensor, eps: float, power: int, groups: int, factor: float, grid: FrequencyGrid | None):
+def _scaled_norm(
+    x: Tensor,
+    eps: float,
+    power: int,
+    groups: int,
+    factor: float,
+    grid: FrequencyGrid | None,
+    *,
+    coarse_gradient: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """u = x / scale, the scale of each group, and L(u)^2.
 
     The scale is the largest entry, or sqrt(eps): no square overflows. It is a constant to autograd, as no value depends on it.
@@ -135,7 +144,8 @@ def _scaled_norm(x: Tensor, eps: float, power: int, groups: int, factor: float, 
     else:
         kernel = u.reshape(groups, x.shape[0] // groups, x.shape[1], -1)
         blocks, copies, factor = grid.symbol(kernel), grid.copies, factor * grid.factor
-    return u, scale, factor**2 * squared_schatten_norm(*blocks, power, copies)
+    squared = squared_schatten_norm(*blocks, power, copies, coarse_gradient=coarse_gradient)
+    return u, scale, factor**2 * squared
 
 
 def _by_rows(value: Tensor, w: Tensor) -> Tensor:

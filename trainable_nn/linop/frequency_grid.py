@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .axes import Axis, circle_of
 
-WASTE = 0.025  # of an axis against the limit of fine grids, in the bound
+WASTE = 0.04  # of an axis against the limit of fine grids, in the bound
 SAMPLES = 2**13  # offsets of the grid that are looked at; between them the slope is bounded
 ROUNDING = 2.0**-40  # relative, more than all roundings in c and the factor
 

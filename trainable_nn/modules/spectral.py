@@ -13,8 +13,8 @@ from ..theory.rounding import product_up, quotient_up, up
 from ..theory.schatten import ENTRY_ROUNDINGS, SchattenNormConstants
 from .normalised import Normalised, _roundoff
 
-SYMBOL_CHANNELS = 128  # on the smaller side of a group; above, the grid costs more than it gives
-SYMBOL_POINTS = 8192
+SYMBOL_CHANNELS = 64  # on the smaller side of a group; at 128 the grid costs half of a training step of the layer
+SYMBOL_POINTS = 8192  # of a grid, memory's limit
 
 
 class SchattenNormalised(Normalised):
@@ -148,7 +148,7 @@ class SpectralNormConvNd(SchattenNormalised):
         random weights and p = 16 it is 1.1 to 1.2 times the norm; it costs some frequencies' worth of products in c^3.
     bound="kernel": the Schatten-2p norm of the kernel as a matrix, times the root of the uses of one pixel. Cheap,
         and about 2 times the norm of a random 3 x 3 kernel of stride 1; 1.0 times where patches don't overlap.
-    bound="auto": "symbol" where patches overlap and the smaller side of a group has at most 128 channels, else
+    bound="auto": "symbol" where patches overlap and the smaller side of a group has at most 64 channels, else
         "kernel". ``layer.bound`` says which it is.
 
     The parameter ``weight`` is w, with torch's shape, name and initial values; ``effective_weight()`` is P(w).

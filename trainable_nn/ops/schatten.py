@@ -19,12 +19,19 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 
-def squared_schatten_norm(x: Tensor, y: Tensor | None, power: int, copies: float = 1.0) -> Tensor:
+HALVED = 128  # rows; of a larger Gram matrix the upper half is not computed
+
+
+def squared_schatten_norm(
+    x: Tensor, y: Tensor | None, power: int, copies: float = 1.0, *, coarse_gradient: bool = False
+) -> Tensor:
     """S^2 of each item of a batch, differentiable to any order, in both modes and under every transform.
 
     Shape:
         x, y: (batch, f, rows, columns), real and imaginary part, of entries whose squares neither overflow nor matter
         below; y is None for real blocks.  copies: c_f.  -> (batch,).
+    Units:
+        coarse_gradient: a gradient that is not differentiated again may be computed in float32.
     """
     if x.shape[-2] > x.shape[-1]:
         x, y = x.mT, None if y is None else -y.mT
@@ -32,22 +39,46 @@ def squared_schatten_norm(x: Tensor, y: Tensor | None, power: int, copies: float
         return copies * (x.square().sum((1, 2, 3)) + (0.0 if y is None else y.square().sum((1, 2, 3))))
     if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _formula(x, y, power, copies)[0]
-    return _Squared.apply(x, y, power, copies)
+    return _Squared.apply(x, y, power, copies, coarse_gradient)
+
+
+def _times_transpose(x: Tensor) -> Tensor:
+    """x x^T; of two halves of the rows, their product is computed once."""
+    rows = x.shape[2]
+    if rows <= HALVED:
+        return x @ x.mT
+    upper, lower = x[:, :, : rows // 2], x[:, :, rows // 2 :]
+    beside = lower @ upper.mT
+    first = torch.cat([_times_transpose(upper), beside.mT], 3)
+    return torch.cat([first, torch.cat([beside, _times_transpose(lower)], 3)], 2)
 
 
 def _gram(x: Tensor, y: Tensor | None) -> Tensor:
     if y is None:
-        return x @ x.mT
-    z, cross = torch.cat([x, y], 3), y @ x.mT
-    return z @ z.mT + (cross - cross.mT)
+        return _times_transpose(x)
+    cross = y @ x.mT
+    return _times_transpose(torch.cat([x, y], 3)) + (cross - cross.mT)
+
+
+def _parts(k: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B of K = A + B."""
+    t = k.mT
+    return (k + t) / 2, (k - t) / 2
+
+
+def _square(k: Tensor, real: bool) -> Tensor:
+    """K of the square: K K^T = A^2 - B^2 - AB + BA, and 2 AB more."""
+    if real:
+        return _times_transpose(k)
+    a, b = _parts(k)
+    return torch.baddbmm(_times_transpose(k).flatten(0, 1), a.flatten(0, 1), b.flatten(0, 1), alpha=2).view_as(k)
 
 
 def _product(k: Tensor, other: Tensor, real: bool) -> Tensor:
     """K of the product of two Hermitian matrices that commute."""
     if real:
         return k @ other
-    t = k.mT
-    return torch.cat([(k + t) / 2, (k - t) / 2], 3) @ torch.cat([other, other.mT], 2)
+    return torch.cat(_parts(k), 3) @ torch.cat([other, other.mT], 2)
 
 
 def _formula(x: Tensor, y: Tensor | None, power: int, copies: float) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -67,29 +98,28 @@ def _formula(x: Tensor, y: Tensor | None, power: int, copies: float) -> tuple[Te
         divisor = torch.where(zero, 1.0, size.detach().amax(1))
         squared = squared * divisor ** (exponent / power)
         product = product * divisor
-        k = _product(k, k, y is None)
+        k = _square(k, y is None)
         exponent //= 2
     last = torch.where(zero, 1.0, copies * size.sum(1))
     return squared * last ** (1.0 / power), powers, product * last
 
 
-def _gradient(x, y, squared: Tensor, powers: list[Tensor], product: Tensor, copies: float):
+def _direction(x: Tensor, y: Tensor | None, powers: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The gradient, but for a factor: the product of the powers times M."""
     k = powers[0]
     for other in powers[1:]:
         k = _product(k, other, y is None)
-    k = (2.0 * copies * squared / product)[:, None, None, None] * k
     if y is None:
         return k @ x, None
-    t = k.mT
-    a, b = (k + t) / 2, (k - t) / 2
+    a, b = _parts(k)
     return a @ x - b @ y, a @ y + b @ x
 
 
 class _Squared(Function):
     @staticmethod
-    def forward(ctx, x, y, power, copies):
+    def forward(ctx, x, y, power, copies, coarse):
         squared, powers, product = _formula(x, y, power, copies)
-        ctx.power, ctx.copies = power, copies
+        ctx.power, ctx.copies, ctx.coarse = power, copies, coarse
         ctx.save_for_backward(x, y, squared, product, *powers)
         return squared
 
@@ -98,5 +128,11 @@ class _Squared(Function):
         x, y, squared, product, *powers = ctx.saved_tensors
         if torch.is_grad_enabled():  # differentiated once more: by the formula, from the blocks
             squared, powers, product = _formula(x, y, ctx.power, ctx.copies)
-        d_x, d_y = _gradient(x, y, g * squared, powers, product, ctx.copies)
-        return d_x, d_y, None, None
+            directions = _direction(x, y, powers)
+        elif ctx.coarse:
+            with torch.autocast(x.device.type, enabled=False):
+                directions = _direction(x.float(), None if y is None else y.float(), [k.float() for k in powers])
+        else:
+            directions = _direction(x, y, powers)
+        factor = (2.0 * ctx.copies * g * squared / product)[:, None, None, None]
+        return *(None if d is None else factor * d for d in directions), None, None, None

@@ -10,6 +10,7 @@ Source: paper A, Theorem 4.7 and Lemma A.8.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ def residual_structure(
     cuts = _cuts(graph)
     start = _first_of(graph, cuts)
     found = []
-    for before, after in zip(cuts, cuts[1:]):
+    for before, after in pairwise(cuts):
         if before >= start:
             found.append(_layer(graph, before, after))
     return tuple(found)

@@ -34,7 +34,12 @@ def _residual() -> nn.Module:
     return tnn.SpectrallyBoundedResidual(nn.Sequential(*layers), tnn.OrthogonalDownsample2d(2, 4), bound=0.7)
 
 
-_RESIDUAL_KEYS = ("branch.0.weight", "branch.0.bias", "branch.2.weight", "branch.2.bias")
+def _contractive() -> nn.Module:
+    layers = (tnn.SpectralNormConv2d(2, 4, 3, stride=2, padding=1), tnn.GELU1(), tnn.WeightNormConv2d(4, 4, 1))
+    return tnn.ContractiveResidual(nn.Sequential(*layers), tnn.OrthogonalDownsample2d(2, 4), strength=0.7)
+
+
+_RESIDUAL_KEYS = ("tightness", "branch.0.weight", "branch.0.bias", "branch.2.weight", "branch.2.bias")
 
 CASES = {
     "EntryNormLinear": _layer(
@@ -91,11 +96,18 @@ CASES = {
     "OrthogonalDownsample2d by 3": Case(
         lambda: tnn.OrthogonalDownsample2d(2, 7, 3), (2, 6, 3), lambda m: 1.0, (), ("2, 7", "stride=3")
     ),
+    "OrthogonalReadout": Case(
+        lambda: tnn.OrthogonalReadout((3, 2, 4), 5), (3, 2, 4), lambda m: 1.0, (), ("(3, 2, 4), 5",)
+    ),
+    "ContractiveResidual": Case(
+        _contractive, (2, 6, 4), lambda m: 1.7, _RESIDUAL_KEYS, ("strength=0.7", "scale=")
+    ),
     "SpectrallyBoundedResidual": Case(
         _residual, (2, 6, 4), lambda m: 1.0 + m.certified_bound((2, 6, 4)), _RESIDUAL_KEYS, ("bound=0.7", "scale=")
     ),
 }
-IMAGES = {name: case for name, case in CASES.items() if len(case.shape) in (3, 4)}
+NOT_IMAGES = {"OrthogonalReadout"}  # an image goes in and a vector comes out
+IMAGES = {name: case for name, case in CASES.items() if len(case.shape) in (3, 4) and name not in NOT_IMAGES}
 
 
 class Broken(nn.Linear):

@@ -53,9 +53,14 @@ class Request:
             ) from error
 
 
-def recipe_of(name: str, **options) -> convert.Recipe:
+def recipe_of(name: str, **options) -> convert.Recipe | convert.ProvableRecipe:
     """The recipe that the options name; a wrong option is no statement about the model, so it is an OptionError."""
     try:
+        if name == "provable":
+            changed = {key: value for key, value in options.items() if value != getattr(convert.paper(), key)}
+            if changed:
+                raise OptionError(f"--recipe provable: {', '.join(sorted(changed))} is an option of the recipe 'paper'. Leave it out.")
+            return convert.provable()
         return convert.Recipe(name, **options)
     except ConversionError as error:
         raise OptionError(str(error)) from error

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import ConversionError
+from ..modules.contractive import ContractiveResidual
 from ..modules.preactivation import PreActivationBlock
 from ..modules.residual import SpectrallyBoundedResidual
 from ..modules.shortcut import PooledConv2d, PooledSequential
 from ..modules.skip import OrthogonalDownsample2d
 
-OUR_BLOCKS = (PooledConv2d, PooledSequential, PreActivationBlock, OrthogonalDownsample2d, SpectrallyBoundedResidual)
+OUR_BLOCKS = (PooledConv2d, PooledSequential, PreActivationBlock, OrthogonalDownsample2d, ContractiveResidual)
+OUR_BLOCKS += (SpectrallyBoundedResidual,)
 WRAPPERS = {  # qualified name of a wrapper -> where it holds the model
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",

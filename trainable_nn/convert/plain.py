@@ -125,7 +125,17 @@ def plain_preactivation(block: PreActivationBlock) -> fx.GraphModule:
     return _graph_module(block, block, graph)
 
 
-def plain_residual(block: modules.SpectrallyBoundedResidual) -> fx.GraphModule:
+def plain_readout(readout: modules.OrthogonalReadout) -> nn.Sequential:
+    """Flatten, and a linear layer that is not trained."""
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)
+    linear.out_features, linear.in_features = readout.kernel.shape
+    linear.weight = nn.Parameter(readout.kernel.detach().clone(), requires_grad=False)
+    linear.register_parameter("bias", None)
+    return carry_over(readout, nn.Sequential(nn.Flatten(), linear.train(readout.training)))
+
+
+def plain_residual(block: modules.SpectrallyBoundedResidual | modules.ContractiveResidual) -> fx.GraphModule:
     """A graph: skip(x) + a * branch(x) with the scale a of now."""
     graph = fx.Graph()
     x = graph.placeholder("x")
@@ -199,6 +209,8 @@ RULES: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
     PooledSequential: plain_sequential,
     PreActivationBlock: plain_preactivation,
     modules.OrthogonalDownsample2d: plain_downsample,
+    modules.OrthogonalReadout: plain_readout,
+    modules.ContractiveResidual: plain_residual,
     modules.SpectrallyBoundedResidual: plain_residual,
     modules.Tanh: _layer(nn.Tanh),
     modules.SoftSign: _layer(nn.Softsign),

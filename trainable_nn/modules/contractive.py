@@ -1,11 +1,13 @@
 """A residual block whose branch is a contraction for every value of its weights, with one fixed factor before it."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnboundedError
 from .lipschitz import RULES, Reading, Rule, lipschitz_bound
 from .residual import _check_input_is_kept
 
@@ -20,7 +22,8 @@ class ContractiveResidual(nn.Module):
     and follows their weights.
 
     Shape:
-        x -> skip(x), of the shape of branch(x). Without skip it is x.
+        x -> skip(x), of the shape of branch(x). Without skip it is x. input_shape is the shape of one sample, without
+        the batch: with it the bounds of pooling and convolutions may be tighter, and hold for that shape only.
     Raises:
         UnboundedError: a layer of the branch has no bound over all weights; the message gives its path.
         ValueError: strength is not between 0 and 1, branch or skip overwrites its input, or the two outputs differ in
@@ -44,9 +47,20 @@ class ContractiveResidual(nn.Module):
             _check_input_is_kept(path, module)
         super().__init__()
         self.branch, self.skip = branch, skip
-        self.strength = float(strength)
-        supremum = lipschitz_bound(branch, Reading("branch", any_weights=True, input_shape=input_shape), rules)
-        self.scale = 1.0 if supremum <= strength else rounded_down(strength / supremum)
+        self.strength, self.input_shape, self.rules = float(strength), input_shape, rules
+        self.scale = self._scale()
+
+    def _scale(self) -> float:
+        reading = Reading("branch", any_weights=True, input_shape=self.input_shape)
+        supremum = lipschitz_bound(self.branch, reading, self.rules)
+        return 1.0 if supremum <= self.strength else rounded_down(self.strength / supremum)
+
+    def _apply(self, fn, recurse=True):
+        """Move as every module does; the supremum of a normalised weight carries the rounding of its dtype."""
+        super()._apply(fn, recurse)
+        with contextlib.suppress(UnboundedError):  # a branch that was wrapped or changed moves too
+            self.scale = self._scale()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         kept = x if self.skip is None else self.skip(x)

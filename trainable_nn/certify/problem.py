@@ -117,22 +117,27 @@ def _check_values(where: str, name: str, value: Tensor) -> None:
 
 
 def fingerprint_of(model: nn.Module, inputs: Tensor, targets: Tensor | None) -> Fingerprint:
-    """Hashes of what a certificate is about; the weights' one also covers structure, constants, modes and what trains."""
+    """Hashes of what a certificate is about."""
+    return Fingerprint(weights_hash(model), *(_data_hash(data) for data in (inputs, targets)))
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 of parameters and buffers, and of structure, constants, modes and what trains."""
     digest = hashlib.sha256()
     for path, module in model.named_modules():
-        extra = [module.extra_repr(), str(module.training)]
-        _feed(digest, path, f"{type(module).__module__}.{type(module).__qualname__}", *extra)
+        _feed(digest, path, type(module).__qualname__, module.extra_repr(), str(module.training))
     trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     for name, value in sorted([*model.named_parameters(remove_duplicate=False), *model.named_buffers()]):
         _feed(digest, name, str(name in trained))
         _feed_tensor(digest, value)
-    hashes = [digest.hexdigest()]
-    for data in (inputs, targets):
-        digest = hashlib.sha256()
-        if data is not None:
-            _feed_tensor(digest, data)
-        hashes.append("" if data is None else digest.hexdigest())
-    return Fingerprint(*hashes)
+    return digest.hexdigest()
+
+
+def _data_hash(data: Tensor | None) -> str:
+    digest = hashlib.sha256()
+    if data is not None:
+        _feed_tensor(digest, data)
+    return "" if data is None else digest.hexdigest()
 
 
 def _feed(digest, *texts: str) -> None:

@@ -17,11 +17,11 @@ from .layers import Layers, layers_of, path_in, sentence
 from .measure import BUDGET, Extremes, Watch, jacobian_extremes
 from .problem import Problem, problem_of
 from .regularity import network_regularity
-from .remedies import FUNCTION, complaints, see
+from .remedies import FUNCTION, SMOOTH, complaints, see
 
 GOAL_SHARE = 0.1  # of the initial excess, for costs whose infimum lies at infinity
 KNOWN = "layers with known constants"
-ROWS_OF_LAYERS = "bounded derivatives"
+BOUNDED_DERIVATIVES = "bounded derivatives"
 
 
 def certify(
@@ -83,6 +83,7 @@ def _prove(problem: Problem, budget: int, watch: Watch) -> Certificate:
     grade = _grade(rows, extremes, outcome, everywhere)
     above = GRADES[GRADES.index(grade) + 1 :]
     rows += [row for row in blame if row.name != FUNCTION and (row.grade in above or row.grade == "")]
+    rows = _without_repeats(rows, blame)
     descent = outcome if grade in ("ball", "global") else None
     return _certificate(problem, grade, rows, extremes, everywhere, descent, regular, budget)
 
@@ -247,41 +248,50 @@ def _descent(
 
 
 def _layer_rows(found) -> list[Hypothesis]:
-    """One row for each layer: its bounds are finite, so a step size can follow from them."""
-    rows = []
+    """One row for each layer: its bounds are finite, so a step size can follow from them. A layer that runs twice has one."""
+    rows: dict[str, Hypothesis] = {}
     for layer in found.layers:
         constants = layer.regularity
-        worst = max(constants.J, constants.D, constants.a, constants.b, constants.c)
-        remedy = "One of its derivatives has no bound on any ball. Use a smooth activation, or a layer of this package."
-        rows.append(
-            Hypothesis(
-                ROWS_OF_LAYERS,
-                str(layer.source),
-                layer.path,
-                math.isfinite(worst),
-                float(constants.J),
-                None,
-                remedy=remedy,
-                grade="ball",
-            )
+        finite = all(map(math.isfinite, (constants.J, constants.D, constants.a, constants.b, constants.c)))
+        before = rows.get(layer.path)
+        rows[layer.path] = Hypothesis(
+            BOUNDED_DERIVATIVES,
+            str(layer.source),
+            layer.path,
+            finite and (before is None or before.holds),
+            max(float(constants.J), before.value if before else 0.0),
+            remedy=f"{layer.kind}: one of its derivatives has no bound on any ball. Use a layer of this package.",
+            grade="ball",
         )
-    return rows
+    return list(rows.values())
 
 
 def _ball_rows(problem: Problem, outcome: Descent | Gap | None) -> list[Hypothesis]:
     name, source = "a ball that holds the whole path", "Proposition R (II.1.8); THEORY 4"
-    if outcome is None:
-        return []
+    if outcome is None or (isinstance(outcome, Gap) and math.isinf(outcome.needed)):
+        return []  # another row says why there is nothing to look for
     if isinstance(outcome, Descent):
-        return [Hypothesis(name, source, "", True, outcome.radius, outcome.radius, grade="ball")]
-    missing = outcome.needed / outcome.reached if outcome.reached > 0 else math.inf
-    remedy = (
-        f"No ball closes: within radius {outcome.radius:.4g} the integral of sigma_min(DF) reaches {outcome.reached:.4g} of the "
-        f"{outcome.needed:.4g} that this loss asks for, short by a factor {missing:.3g}. A wider network, a smaller initial "
-        f"loss, larger singular values of the inputs, or a leaky first layer bring it closer; certified descent "
-        f"(optim.CertifiedDescent) needs no ball."
-    )
+        return [Hypothesis(name, source, "", True, outcome.radius, None, grade="ball")]
+    remedy = "No ball has finite bounds; the rows above name the layers that have none."
+    if outcome.reached > 0.0:
+        remedy = (
+            f"No ball closes: within radius {outcome.radius:.4g} the integral of sigma_min(DF) reaches "
+            f"{outcome.reached:.4g} of the {outcome.needed:.4g} that this loss asks for, short by a factor "
+            f"{outcome.needed / outcome.reached:.3g}. Go on with optim.CertifiedDescent, which needs no ball, and certify "
+            f"again at a lower loss; a wider network or a leaky first layer help too."
+        )
     return [Hypothesis(name, source, "", False, outcome.reached, outcome.needed, remedy=remedy, grade="ball")]
+
+
+def _without_repeats(rows: list[Hypothesis], blame: list[Hypothesis]) -> list[Hypothesis]:
+    """Rows with one name, source and path are one; a kink is said once, in the words of its complaint."""
+    kinked = {row.path for row in blame if row.name == SMOOTH}
+    first: dict[tuple, Hypothesis] = {}
+    for row in rows:
+        key = (row.name, row.source, row.path)
+        if not (row.name == BOUNDED_DERIVATIVES and not row.holds and row.path in kinked):
+            first[key] = row if key not in first or not row.holds else first[key]
+    return list(first.values())
 
 
 def _grade(rows: list[Hypothesis], extremes: Extremes | None, outcome, everywhere: float) -> str:

@@ -76,12 +76,13 @@ def see(model: nn.Module, inputs: Tensor) -> list[Seen]:
 
 
 def complaints(layers: Iterable[Seen]) -> list[Hypothesis]:
-    """A failing row for each hypothesis that a layer breaks, first layer and last layer told apart."""
+    """A failing row for each hypothesis that a layer breaks, the first and the last layer with parameters told apart."""
     layers = list(layers)
+    owners = [seen.path for seen in layers if any(True for _ in seen.module.parameters())] or [""]
     rows = []
-    for position, seen in enumerate(layers):
+    for seen in layers:
         rule = next((RULES[kind] for kind in type(seen.module).__mro__ if kind in RULES), None)
-        for row in rule(seen, position == 0, position == len(layers) - 1) if rule else ():
+        for row in rule(seen, seen.path == owners[0], seen.path == owners[-1]) if rule else ():
             rows.append(replace(row, path=seen.path, holds=False))
     return rows
 
@@ -177,14 +178,12 @@ def _plain_affine(seen: Seen, first: bool, last: bool) -> Iterable[Hypothesis]:
     if convolution and _strided_projection(seen):
         yield _strided_row(seen)
     if weight.requires_grad:
-        replacement = (
-            f"WeightNorm{name} or a Schatten-normalised layer" if name in _NORMALISABLE else "a normalised layer"
-        )
+        replacement = f"WeightNorm{name} or SpectralNorm{name}" if name in _NORMALISABLE else "a normalised layer"
         yield _row(
             BOUNDED,
             "paper A, Proposition 4.3 and Theorem 4.5",
-            f"{name}'s weight is free to grow, so the norm of this layer has no bound that holds for all weights "
-            f"({seen.width}). Use {replacement} inside a residual branch of norm below 1; recipe='provable' does it.",
+            f"{name}'s weight is free to grow, so no bound of this layer's norm holds for all weights. Use {replacement} "
+            f"inside a residual branch of norm below 1; recipe='provable' does it.",
             value=math.inf,
             bound=1.0,
         )

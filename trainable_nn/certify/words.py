@@ -10,6 +10,7 @@ MEANINGS = {
     "measured": "the numbers at these weights support training, and nothing is proved of the path",
     "none": "nothing supports that training reaches the minimum",
 }
+MOST_PATHS = 6  # named in one line; the rows name all
 NOT_COVERED = "Plain gradient descent on all of these samples; mini-batches, momentum and weight decay are not covered."
 
 
@@ -70,7 +71,16 @@ def _obstacles(certificate: Certificate) -> list[str]:
 
 
 def _grouped(rows: list[Hypothesis]) -> list[str]:
-    """One line a layer and hypothesis, in the network's order."""
+    """One line a hypothesis and remedy, with the layers that share them."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        groups.setdefault((row.name, row.source, row.remedy), []).append(row.path)
     return [
-        f"  - {row.path + ': ' if row.path else ''}{row.name} [{row.source}]. {row.remedy}".rstrip() for row in rows
+        f"  - {_places(paths)}{name} [{source}]. {remedy}".rstrip() for (name, source, remedy), paths in groups.items()
     ]
+
+
+def _places(paths: list[str]) -> str:
+    paths = [path for path in paths if path]
+    shown = ", ".join(paths[:MOST_PATHS])
+    return f"{shown}{f' and {len(paths) - MOST_PATHS} more' if len(paths) > MOST_PATHS else ''}: " if paths else ""

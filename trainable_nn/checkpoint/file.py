@@ -35,6 +35,7 @@ FIELDS = {
     "conversion": dict | None,
     "origin": dict | None,
 }
+OPTIONAL = {"certificate": str}  # left out where there is none, as in files from before it existed
 ANOTHER_COPY = "Take another copy of the file."
 
 
@@ -88,7 +89,9 @@ def _check_start(path: pathlib.Path) -> None:
             head = file.read(9)
     except OSError as error:
         kind = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
-        raise CheckpointError(f"{path}: {kind}, where a file of trainable_nn.save is needed. Name such a file.") from None
+        raise CheckpointError(
+            f"{path}: {kind}, where a file of trainable_nn.save is needed. Name such a file."
+        ) from None
     if head[8:] == b"{":  # after the eight bytes of the header's length
         return
     if head[:1] == b"\x80" or head[:2] == b"PK":
@@ -106,6 +109,7 @@ def _parse(path: pathlib.Path, entry: str) -> dict[str, Any]:
         metadata = json.loads(entry)
         version = metadata["format"]
         good = all(isinstance(metadata[key], kind) for key, kind in FIELDS.items())
+        good = good and all(isinstance(metadata.get(key, kind()), kind) for key, kind in OPTIONAL.items())
         good = good and all(isinstance(first, str) for first in metadata["aliases"].values())
     except (ValueError, KeyError, TypeError, RecursionError):
         version, good = FORMAT_VERSION, False

@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..certify import Certificate
+from ..certify.problem import weights_hash
+from ..errors import CertificateError, CheckpointError
 from . import file, identity, state
 
 
@@ -34,19 +36,39 @@ class Checkpoint:
         return self.metadata["origin"]
 
     @property
+    def certificate(self) -> Certificate | None:
+        """The certificate that was saved with the weights, None where there was none; ``verify`` says whether it is true.
+
+        Raises:
+            CheckpointError: the entry is no certificate of this release.
+        """
+        text = self.metadata.get("certificate")
+        try:
+            return None if text is None else Certificate.from_json(text)
+        except CertificateError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
+
+    @property
     def hash(self) -> str:
         """SHA-256 of tensors and metadata, in hexadecimal digits."""
         return self.metadata["hash"]
 
 
-def save(model: nn.Module, path: str | os.PathLike, *, origin: Mapping[str, Any] | None = None) -> None:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike,
+    *,
+    origin: Mapping[str, Any] | None = None,
+    certificate: Certificate | None = None,
+) -> None:
     """Write the parameters and buffers of ``model`` and its conversion; the file appears whole or not at all.
 
-    ``origin`` is a note of JSON values on how the model is built; it is kept and never acted on.
+    ``origin`` is a note of JSON values on how the model is built; it is kept and never acted on. ``certificate``
+    must be of these weights; ``load(path).certificate`` gives it back.
 
     Raises:
-        CheckpointError: the state holds something other than dense tensors with values, or the path
-            cannot be written.
+        CheckpointError: the state holds something other than dense tensors with values, the certificate is of other
+            weights, or the path cannot be written.
     """
     target = pathlib.Path(os.path.realpath(path))
     if target.is_dir() or not target.parent.is_dir():
@@ -55,7 +77,8 @@ def save(model: nn.Module, path: str | os.PathLike, *, origin: Mapping[str, Any]
     values = state.dense(model.state_dict(keep_vars=True), path)
     aliases = state.aliases(values)
     tensors = {name: state.flat(value) for name, value in values.items() if name not in aliases}
-    file.write(target, tensors, identity.describe(model) | {"aliases": aliases, "origin": _plain(origin, path)})
+    metadata = identity.describe(model) | {"aliases": aliases, "origin": _plain(origin, path)}
+    file.write(target, tensors, metadata | _certified(certificate, model, path))
 
 
 def load(path: str | os.PathLike, model: nn.Module | None = None) -> Checkpoint | nn.Module:
@@ -85,3 +108,14 @@ def _plain(origin: Mapping[str, Any] | None, path: str | os.PathLike) -> dict[st
         return None if origin is None else json.loads(json.dumps(dict(origin)))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: origin must hold JSON values ({error}). Write them as text.") from error
+
+
+def _certified(certificate: Certificate | None, model: nn.Module, path: str | os.PathLike) -> dict[str, str]:
+    if certificate is None:
+        return {}
+    if certificate.fingerprint.weights != weights_hash(model):
+        raise CheckpointError(
+            f"{path}: the certificate is of other weights, or of another mode or structure, than the model has now. "
+            f"Certify the model again, or save the one that was certified."
+        )
+    return {"certificate": certificate.to_json()}

@@ -35,7 +35,9 @@ Model = Annotated[str, typer.Argument(help="Import path, such as torchvision.mod
 ModelArg = Annotated[list[str], typer.Option("--model-arg", help="key=value for the model; may be repeated.")]
 Weights = Annotated[
     pathlib.Path | None,
-    typer.Option("--checkpoint", help="Weights to load first: safetensors, or a file of torch.save holding tensors only."),
+    typer.Option(
+        "--checkpoint", help="Weights to load first: safetensors, or a file of torch.save holding tensors only."
+    ),
 ]
 SampleShape = Annotated[
     str, typer.Option("--sample-shape", help="Shape of a random input, such as 1,3,224,224, to measure the change on.")
@@ -114,6 +116,71 @@ def convert(
 
     request = Request(model, model_arg, checkpoint, recipe, skip, post_activation, keep, sample_shape)
     return convert_and_save(request, output, as_json=json)
+
+
+Data = Annotated[str, typer.Option(help="digits, or idx, cifar10, cifar100 with --folder.")]
+Folder = Annotated[pathlib.Path | None, typer.Option(help="Folder of the data set.")]
+Images = Annotated[int, typer.Option(min=1, help="How many training images: all of them count in every step.")]
+Size = Annotated[int, typer.Option(min=8, help="Digits are enlarged to this many pixels.")]
+Loss = Annotated[str, typer.Option(help="cross_entropy, or mse against rows of 0 and 1.")]
+Convert = Annotated[str, typer.Option("--recipe", help="Convert first by this recipe, such as provable.")]
+Training = Annotated[bool, typer.Option("--training-mode", help="Look at the network in training mode, not eval().")]
+Seed = Annotated[int, typer.Option(help="Decides initial weights.")]
+
+
+@app.command()
+def certify(
+    model: Model,
+    model_arg: ModelArg = [],  # noqa: B006
+    checkpoint: Weights = None,
+    recipe: Convert = "",
+    data: Data = "digits",
+    folder: Folder = None,
+    images: Images = 32,
+    size: Size = 8,
+    loss: Loss = "mse",
+    training_mode: Training = False,
+    seed: Seed = 0,
+    budget: Annotated[int, typer.Option(min=1, help="MiB that matrices may take at once; work grows with it.")] = 1024,
+    at_least: Annotated[str, typer.Option(help="Grade that counts as success: global, ball, measured, none.")] = "ball",
+    output: Annotated[
+        pathlib.Path | None, typer.Option("--output", "-o", help="File for the certificate, JSON.")
+    ] = None,
+    json: Json = False,
+    traceback: Trace = False,
+) -> int:
+    """Say what is proved of training this model on these images, and what stands in the way of more.
+
+    Status 0 where the grade is at least --at-least.
+    """
+    from .certify import Request, certify_model
+
+    request = Request(model, model_arg, checkpoint, recipe, data, folder, images, size, loss, training_mode, seed)
+    return certify_model(request, output, budget, at_least, as_json=json)
+
+
+@app.command()
+def verify(
+    certificate: Annotated[pathlib.Path, typer.Argument(help="The JSON file, or a safetensors file that holds one.")],
+    model: Model,
+    model_arg: ModelArg = [],  # noqa: B006
+    checkpoint: Weights = None,
+    recipe: Convert = "",
+    data: Data = "digits",
+    folder: Folder = None,
+    images: Images = 32,
+    size: Size = 8,
+    loss: Loss = "mse",
+    training_mode: Training = False,
+    seed: Seed = 0,
+    json: Json = False,
+    traceback: Trace = False,
+) -> int:
+    """Compute a certificate again; status 1 where weights, data or a row of it are not what it says."""
+    from .certify import Request, verify_certificate
+
+    request = Request(model, model_arg, checkpoint, recipe, data, folder, images, size, loss, training_mode, seed)
+    return verify_certificate(request, certificate, as_json=json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

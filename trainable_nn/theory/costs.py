@@ -107,7 +107,9 @@ def cost_for(loss: str | Cost, outputs: Tensor, targets: Tensor) -> Cost:
     if loss == "cross_entropy":
         _check_labels(outputs, targets)
         return cross_entropy(targets.numel(), outputs.shape[1])
-    raise ValueError(f"loss: {loss!r} is unknown; use {', '.join(map(repr, NAMES))}, or a theory.Cost with its constants.")
+    raise ValueError(
+        f"loss: {loss!r} is unknown; use {', '.join(map(repr, NAMES))}, or a theory.Cost with its constants."
+    )
 
 
 NAMES = ("mse", "cross_entropy")

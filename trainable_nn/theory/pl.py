@@ -28,7 +28,7 @@ from .costs import Cost
 from .rounding import down, product_up, up
 
 SHARES = (1.0, 0.5, 0.25, 0.1)  # c = eta L; a small one needs a smaller ball, so it is tried where 1 does not close
-OVERSHOOT = 1e-3
+OVERSHOOT = 3e-3
 ROUNDS = 16  # of the search for the smallest ball; each asks once for the constants on a ball
 Constants = Callable[[float], tuple[float, float]]  # R -> (sup ||DF||, Lipschitz constant of DF) on B(theta_0, R)
 Floor = float | Callable[[float], float]
@@ -118,7 +118,7 @@ class Gap:
 def descend(
     cost: Cost, excess: float, centre: float, floor: Floor, constants: Constants, goal: float = 0.0
 ) -> Descent | Gap:
-    """The fastest proved descent that a ball around the start allows, or by how much none closes.
+    """The proved descent with the longest step for which a ball closes, or by how much none does.
 
     Shape:
         centre: lower bound of sigma_min(DF(theta_0)). floor: R -> lower bound of sigma_min(DF) on B(theta_0, R), falling
@@ -131,17 +131,14 @@ def descend(
     if excess <= goal:
         jacobian, lipschitz = constants(0.0)
         return _descent(cost, excess, goal, 0.0, 1.0, Sigma(centre, lipschitz, lowest(0.0)), jacobian)
-    found: list[Descent] = []
     gap = _hopeless(cost, excess, centre, lowest, constants, goal)
     for share in SHARES if gap is None else ():
         outcome = _close(cost, excess, centre, lowest, constants, goal, share)
         if isinstance(outcome, Descent):
-            found.append(outcome)
-            if len(found) == 2:  # a smaller share only helps where the ball is tight
-                break
+            return outcome
         elif gap is None or outcome.reached * gap.needed > gap.reached * outcome.needed:
             gap = outcome
-    return max(found, key=lambda d: d.gain) if found else gap
+    return gap
 
 
 def _hopeless(cost, excess, centre, floor, constants, goal) -> Gap | None:

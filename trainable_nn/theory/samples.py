@@ -47,7 +47,7 @@ def independence(samples: np.ndarray, *, bias: bool = False, roundoff: float = R
     values = np.linalg.svd(x, compute_uv=False)
     computed = SVD_CONSTANT * max(x.shape) * ROUNDOFF * values[0]
     noise = roundoff * np.linalg.norm(x) if roundoff > ROUNDOFF else 0.0
-    return Condition(down(float(max(values[-1] - computed, 0.0)), 2), up(float(noise), 4))
+    return Condition(down(float(max(values[-1] - computed, 0.0)), 2), up(float(noise), 4) if noise else 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Constants and the calculus of bounds, in float64."""
 
+from . import linear_width
 from .convolution import geometry_factor
 from .costs import Cost
 from .nonlinearities import NONLINEARITIES, Nonlinearity
@@ -14,4 +15,5 @@ __all__ = [
     "SchattenNormConstants",
     "WeightNormConstants",
     "geometry_factor",
+    "linear_width",
 ]

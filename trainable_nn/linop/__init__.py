@@ -1,8 +1,9 @@
 """Linear maps as operators, and proved bounds of their norms."""
 
 from .conv_parameter import ConvParameterJacobian
+from .data_spectrum import KernelExtremes, kernel_extremes, noise_floor
 from .frequency_grid import FrequencyGrid, frequency_grid
-from .gram import ntk
+from .gram import KernelBlock, ntk, ntk_blocks
 from .jacobian import Jacobian
 from .norm import matrix_norm_at_most
 from .operator_norm import convolution_norm_at_most, operator_norm_at_most
@@ -15,12 +16,17 @@ __all__ = [
     "Extremes",
     "FrequencyGrid",
     "Jacobian",
+    "KernelBlock",
+    "KernelExtremes",
     "ParameterJacobian",
     "ToeplitzConv",
     "convolution_norm_at_most",
     "extreme_singular_values",
     "frequency_grid",
+    "kernel_extremes",
     "matrix_norm_at_most",
+    "noise_floor",
     "ntk",
+    "ntk_blocks",
     "operator_norm_at_most",
 ]

@@ -46,6 +46,7 @@ class ParameterJacobian(LinearMap):
         if x.dim() == 0 or len(x) == 0:
             raise ValueError(f"{WHERE}: x must hold at least one sample on its first axis, got shape {tuple(x.shape)}.")
         self._network = Network(model, WHERE)
+        self.model = self._network.model
         self.chunk_size, self.dtype, self.device = chunk_size, self._network.dtype, self._network.device
         self.x = x.detach().to(self.device)
         self._y, _ = self._network.forward(self.x)

@@ -6,6 +6,7 @@ from .costs import Cost
 from .nonlinearities import NONLINEARITIES, Nonlinearity
 from .parameterisations import EntryNormConstants, WeightNormConstants
 from .schatten import SchattenNormConstants
+from .training_prediction import TrainingPrediction, predict_training
 
 __all__ = [
     "NONLINEARITIES",
@@ -13,7 +14,9 @@ __all__ = [
     "EntryNormConstants",
     "Nonlinearity",
     "SchattenNormConstants",
+    "TrainingPrediction",
     "WeightNormConstants",
     "geometry_factor",
     "linear_width",
+    "predict_training",
 ]

@@ -225,9 +225,7 @@ def convolution_data(node, g: Tensor) -> Tensor:
     )[0]
 
 
-def batch_norm_data(node, g: Tensor) -> Tensor | None:
-    if node._saved_training:
-        return None
+def batch_norm_data(node, g: Tensor) -> Tensor:
     x, gamma = node._saved_input, node._saved_weight
     scale = (node._saved_running_var + node._saved_eps).rsqrt()
     scale = scale if gamma is None else scale * gamma.detach()
@@ -239,7 +237,7 @@ def matrix_product_data(node, g: Tensor) -> Tensor:
     return found * node._saved_alpha if node.name() == "AddmmBackward0" else found
 
 
-# the gradient of the data input alone, and its index
+# the index of the data input, and its gradient alone; of batch normalisation in evaluation mode
 DATA_RULES: dict[str, tuple[int, Callable]] = {
     "ConvolutionBackward0": (0, convolution_data),
     "NativeBatchNormBackward0": (0, batch_norm_data),

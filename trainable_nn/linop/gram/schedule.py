@@ -44,7 +44,7 @@ def batch_size(budget: int | None, per_sample: float, outputs: int, layers: int)
     room = budget - 3 * workspace_of(budget)
     size = int(room / per_sample)
     while size >= 2 and size * per_sample + 16 * layers * (size * outputs) ** 2 > room:
-        size = size * 9 // 10
+        size -= 1
     if size < 2:
         needed = 3 * WORKSPACE[0] + 2 * per_sample + 64 * layers * outputs**2
         raise ValueError(f"ntk: budget={budget} bytes does not hold two samples; at least {int(needed)} are needed.")

@@ -45,7 +45,7 @@ class Sweep:
             self.probe = probe_factors(self.count, outputs)
             scaled = Layout(self.count).scaled(outputs.sum(0), self.probe)
             outputs = torch.cat((outputs, scaled.unsqueeze(0)))
-        pending: dict = {root: {0: list(outputs)}}
+        pending: dict = {root: {0: [g.clone() for g in outputs]}}
         del outputs
         self.graph.order.reverse()
         total = len(self.graph.order)
@@ -60,31 +60,39 @@ class Sweep:
     def _visit(self, node, gradients: dict[int, list[Tensor]], pending: dict) -> None:
         slots, data = self.graph.slots[node], self.graph.data[node]
         if slots:
-            layouts, kept = self._layouts(gradients)
-            for slot in slots:
-                self._use(slot, kept, layouts)
+            self._use_all(slots, gradients)
         for index, values in self._pulled(node, gradients, data).items():
             m, nr = node.next_functions[index]
             known = pending.setdefault(m, {})
-            if nr in known:
-                known[nr] = [a if b is None else b if a is None else a + b for a, b in zip(known[nr], values)]
-            else:
+            if nr not in known:
                 known[nr] = values
+                continue
+            for k, value in enumerate(values):  # one by one: the cut is most of the memory
+                if value is not None:
+                    known[nr][k] = value if known[nr][k] is None else known[nr][k] + value
+                    values[k] = None
 
     def _pulled(self, node, gradients, data) -> dict[int, list[Tensor]]:
-        """For each edge to data, the gradients of all outputs."""
+        """For each edge to data, the gradients of all outputs; those that they come from are dropped on the way."""
         if not data:
             return {}
         indices = [index for index, _ in data]
         rule = DATA_RULES.get(node.name())
-        classes = len(next(iter(gradients.values())))
-        if rule is not None and indices == [rule[0]]:
-            values = [rule[1](node, g) for g in gradients[0]]
-            if values[0] is not None:
-                return {indices[0]: values}
+        if rule is not None and (indices != [rule[0]] or getattr(node, "_saved_training", False)):
+            rule = None
+        found: dict[int, list[Tensor]] = {index: [] for index in indices}
         count = len(output_shapes(node))
-        found = [call(node, [gradients[nr][k] if nr in gradients else None for nr in range(count)]) for k in range(classes)]
-        return {i: [values[i] for values in found] for i in indices if found[0][i] is not None}
+        for k in range(len(next(iter(gradients.values())))):
+            one = [gradients[nr][k] if nr in gradients else None for nr in range(count)]
+            for values in gradients.values():
+                values[k] = None
+            if rule is not None:
+                found[indices[0]].append(rule[1](node, one[0]))
+                continue
+            values = call(node, one)
+            for index in indices:
+                found[index].append(values[index])
+        return {index: values for index, values in found.items() if any(v is not None for v in values)}
 
     def _layouts(self, gradients) -> tuple[dict[int, Layout], dict[int, list[Tensor]]]:
         """Where the samples are in each output of the operation, and the gradients without the probe."""
@@ -98,6 +106,11 @@ class Sweep:
                 raise SamplesMeet
             layouts[nr] = layout
         return layouts, kept
+
+    def _use_all(self, slots: list[Slot], gradients) -> None:
+        layouts, kept = self._layouts(gradients)
+        for slot in slots:
+            self._use(slot, kept, layouts)
 
     def _use(self, slot: Slot, gradients, layouts) -> None:
         rule = RULES.get(slot.node.name())

@@ -183,6 +183,38 @@ def verify(
     return verify_certificate(request, certificate, as_json=json)
 
 
+@app.command()
+def ntk(
+    model: Model,
+    model_arg: ModelArg = [],  # noqa: B006
+    checkpoint: Weights = None,
+    recipe: Convert = "",
+    data: Data = "digits",
+    folder: Folder = None,
+    images: Images = 32,
+    size: Size = 8,
+    training_mode: Training = False,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of gradient descent to predict and to measure.")] = 100,
+    step_size: Annotated[float | None, typer.Option(help="Half the largest stable step unless given.")] = None,
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="Show what each layer adds to the kernel.")] = False,
+    single: Annotated[bool, typer.Option("--float32", help="Run the network in float32: faster, more rounding.")] = False,
+    budget: Annotated[int, typer.Option(min=1, help="MiB that the kernel's computation may take.")] = 4096,
+    plot: Annotated[pathlib.Path | None, typer.Option("--plot", help="File for the figure, such as kernel.png.")] = None,
+    json: Json = False,
+    traceback: Trace = False,
+) -> int:
+    """Compute the neural tangent kernel: its spectrum, and the training that it predicts beside the real one.
+
+    Status 0 where the smallest eigenvalue is shown to be above 0.
+    """
+    from .certify import Request
+    from .ntk import Settings, show_kernel
+
+    request = Request(model, model_arg, checkpoint, recipe, data, folder, images, size, "mse", training_mode, seed)
+    return show_kernel(request, Settings(steps, step_size, by_layer, single, budget, plot), as_json=json)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit status. One line on stderr for every error, unless --traceback is given."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -81,7 +81,10 @@ def ntk(
             _put(result, block, blocks)
     if blocks.ranks > 1:
         _add_up(result, blocks)
-    return result if by_layer else result[""]
+    if not by_layer:
+        return result[""]
+    layers = dict.fromkeys(map(layer_of, blocks.network.parameters))
+    return {layer: result[layer] for layer in layers if layer in result}
 
 
 def ntk_blocks(

@@ -16,6 +16,7 @@ def watched(wanted: bool) -> Iterator[Callable[[float, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(file=sys.stderr), transient=True) as bar:
+    console = Console(file=sys.stderr)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("kernel", total=1.0)
         yield lambda done, of: bar.update(task, completed=done / of)

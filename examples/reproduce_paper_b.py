@@ -32,6 +32,7 @@ from trainable_nn import plotting
 from trainable_nn.theory import linear_width
 
 FITS = 1e-3  # of the initial loss
+SHOWN = 1e-6  # of the initial loss: where the picture of the losses ends
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 QUICK = {"samples": [2, 4], "dimension": 16, "steps": 300, "seeds": 1, "most": 128, "curves": [16, 128]}
 
@@ -92,8 +93,8 @@ def widths(options: argparse.Namespace, progress: Progress) -> list[dict]:
 
 
 def constants(options: argparse.Namespace, progress: Progress) -> list[dict]:
-    """Alpha, beta and L for the least width that is certified at 4 samples, or for the widest one tried."""
-    x, y = data(4, options.dimension, options.seed)
+    """Alpha, beta and L for the least width that is certified at the fewest samples, or for the widest one tried."""
+    x, y = data(min(options.samples), options.dimension, options.seed)
     task = progress.add_task("constants", total=options.steps)
     for k in range(4, 1 + int(math.log2(options.most))):
         net = network(x, y, 2**k, options, 0)
@@ -124,15 +125,15 @@ def constants(options: argparse.Namespace, progress: Progress) -> list[dict]:
     return [
         {
             "constant": name, "claimed": claims[row, "claimed"], "corrected": claims[row, "corrected"],
-            "certified": certified if found.holds else None, "measured": measured, "width": net.width,
+            "certified": certified if found.holds else None, "measured": measured, "samples": len(y), "width": net.width,
         }
         for name, row, certified, measured in table
     ]  # fmt: skip
 
 
 def losses(options: argparse.Namespace, progress: Progress) -> list[dict]:
-    """Predicted and measured loss after each step, for each width; the largest relative gap counts as the error."""
-    x, y = data(8, options.dimension, options.seed)
+    """Predicted and measured loss at each step, for each width, on the most samples that the widths were tried on."""
+    x, y = data(max(options.samples), options.dimension, options.seed)
     task = progress.add_task("loss", total=len(options.curves) * options.steps)
     rows = []
     for width in options.curves:
@@ -143,7 +144,7 @@ def losses(options: argparse.Namespace, progress: Progress) -> list[dict]:
         parts = vectors.T @ (centre.outputs - y)
         for t in range(options.steps):
             predicted = float(np.sum(((1 - step * eigenvalues) ** t * parts) ** 2) / 2)
-            rows.append({"width": width, "step": t, "predicted": predicted,
+            rows.append({"samples": len(y), "width": width, "step": t, "predicted": predicted,
                          "measured": linear_width.descend(net, x, y, step)})  # fmt: skip
             progress.advance(task)
     return rows
@@ -158,7 +159,7 @@ def draw_widths(rows: list[dict], path: pathlib.Path, most: int) -> None:
         points = [(row["samples"], row[key]) for row in rows if row[key] is not None]
         axes.plot(*zip(*points, strict=True), label=label, **style) if points else None
     open_ = [row["samples"] for row in rows if row["certified"] is None]
-    axes.plot(open_, [most] * len(open_), "^", color=plotting.STYLES[1]["color"], markersize=9, markerfacecolor="none",
+    axes.plot(open_, [most] * len(open_), "s", color=plotting.STYLES[1]["color"], markersize=9, markerfacecolor="none",
               label=f"no certificate up to {most}") if open_ else None  # fmt: skip
     samples = [row["samples"] for row in rows]
     axes.set_xscale("log", base=2), axes.set_yscale("log")
@@ -178,7 +179,7 @@ def draw_constants(rows: list[dict], path: pathlib.Path) -> None:
         marks = {"color": style["color"], "marker": style["marker"], "linestyle": "none", "markersize": 8}
         axes.plot(*zip(*points, strict=True), label=key, alpha=0.85, **marks) if points else None
     axes.set_yscale("log"), axes.set_xticks(range(len(names)), names)
-    axes.set_title(f"Constants at 4 samples, width {rows[0]['width']}")
+    axes.set_title(f"Constants at {rows[0]['samples']} samples, width {rows[0]['width']}")
     axes.grid(True, which="major", alpha=0.3), axes.legend(fontsize="small")
     figure.savefig(path)
 
@@ -193,9 +194,10 @@ def draw_losses(rows: list[dict], path: pathlib.Path) -> None:
         predicted = [row["predicted"] for row in here]
         axes.plot(steps, predicted, color=style["color"], linestyle="--", alpha=0.8, label=f"width {width}, predicted")
     top = max(row["measured"] for row in rows)
-    axes.set_yscale("log"), axes.set_ylim(1e-6 * top, 2 * top)
+    last = max((row["step"] for row in rows if max(row["measured"], row["predicted"]) > SHOWN * top), default=1)
+    axes.set_yscale("log"), axes.set_ylim(SHOWN * top, 2 * top), axes.set_xlim(0, 1.02 * last + 1)
     axes.set_xlabel("step of gradient descent"), axes.set_ylabel("loss, half the squared residual")
-    axes.set_title("Predicted by the initial tangent kernel, and measured (8 samples)")
+    axes.set_title(f"Predicted by the initial tangent kernel, and measured ({rows[0]['samples']} samples)")
     axes.grid(True, which="major", alpha=0.3), axes.legend(fontsize="small")
     figure.savefig(path)
 
@@ -266,7 +268,7 @@ def main() -> None:
         json.dumps({"settings": settings, **finite}, indent=1, allow_nan=False)
     )
     show("Width needed", found["widths"], console)
-    show(f"Constants at 4 samples, width {found['constants'][0]['width']}", found["constants"], console)
+    show("Constants: claimed, corrected, certified, measured", found["constants"], console)
     console.print(f"What each paper of Table 1 would demand at n = {max(options.samples)}, H = {options.depth}:")
     console.print(linear_width.table1_text(orders), highlight=False, soft_wrap=True)
     console.print(f"Everything is in {options.output}: paper_b.json, three tables (.csv) and three pictures (.png).")

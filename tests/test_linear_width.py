@@ -5,6 +5,7 @@ Oracles: Jacobians by torch.func through the network, scipy's quadrature, Hermit
 
 import dataclasses
 import math
+import os
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from trainable_nn.theory.linear_width.growth import centre_norms, growth
 from trainable_nn.theory.linear_width.path import singular_values
 
 SMOOTH = tuple(FUNCTIONS)
+SWEEP = int(os.environ.get("TRAINABLE_NN_LINEAR_WIDTH_SWEEP", "12"))  # problems; =2000 for the long sweep
 
 
 def problem(n=8, d=6, seed=0):
@@ -337,6 +339,34 @@ def test_descent_with_the_certified_step_obeys_every_inequality(options, steps):
         path += found.step_size * math.sqrt(sum(g.square().sum().item() for g in gradient))
         assert path <= found.radius
     assert loss < 0.9 * found.loss
+
+
+@pytest.mark.parametrize("seed", range(SWEEP))
+def test_generated_problems_descend_as_certified_or_are_refused(seed):
+    draw = np.random.default_rng((9, seed))
+    n, d, m, depth = (int(draw.integers(low, high)) for low, high in ((1, 7), (1, 9), (2, 40), (1, 6)))
+    name = SMOOTH[int(draw.integers(len(SMOOTH)))]
+    x, y = draw.standard_normal((n, d)) * draw.uniform(0.3, 2.0), draw.standard_normal(n)
+    options = {"residual_scale": draw.uniform(0.02, 0.98), "residual": bool(draw.integers(4))}
+    net = LinearWidthResNet(
+        d, m, depth, nonlinearity=name, output_weight=float(10 ** draw.uniform(0, 5)),
+        generator=torch.Generator().manual_seed(seed), **options,
+    )  # fmt: skip
+    y = y + outputs(net, x)
+    found = certificate(net, x, y)
+    if not found.holds:
+        assert found.needed_over_available > 1.0
+        return
+    floor = (1e-13 * m * float(net.a.abs().max())) ** 2  # descent itself rounds
+    start = [p.detach().clone() for p in net.weights]
+    step = found.step_size * draw.choice([1.0, 0.3])  # smaller steps are covered too, at their own rate
+    for t in range(40):
+        loss = descend(net, x, y, step)
+        rate = found.rate if step == found.step_size else 1.0
+        assert loss <= found.loss * rate**t * (1 + 1e-6) + floor
+    moved_by = math.sqrt(sum((p - q).square().sum().item() for p, q in zip(net.weights, start, strict=True)))
+    values = torch.linalg.svdvals(dense_jacobian(net, x))
+    assert moved_by <= found.radius and found.alpha <= values[-1] and values[0] <= found.beta
 
 
 def test_a_step_far_above_the_certified_one_breaks_the_promise():

@@ -37,6 +37,9 @@ def test_the_quick_setting_leaves_its_tables_and_pictures(tmp_path):
     two = found["widths"][0]
     assert two["fits"] <= two["certified"] <= 128 < two["claimed"] / 10
     constants = {row["constant"]: row for row in found["constants"]}
+    assert constants["alpha"]["certified"] <= constants["alpha"]["measured"]
+    for name in ("beta", "L", "radius"):
+        assert constants[name]["measured"] <= constants[name]["certified"] <= constants[name]["claimed"]
     assert constants["beta"]["measured"] < constants["beta"]["corrected"]
     assert constants["L"]["measured"] < constants["L"]["claimed"] < constants["L"]["corrected"]
     start = {row["width"]: row for row in found["loss"] if row["step"] == 0}

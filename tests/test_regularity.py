@@ -265,7 +265,7 @@ def test_weights_that_are_not_finite_and_radii_that_are_none_are_refused():
         with pytest.raises(ValueError, match="the radius must be"):
             network_regularity(model, inputs, radius=radius)
     model[0].weight.data[0, 0] = math.inf
-    with pytest.raises(ValueError, match=r"0\.weight: the parameter is on the meta device, NaN or infinite"):
+    with pytest.raises(ValueError, match=r"0\.weight: the parameter has no values yet, or they are NaN or infinite"):
         network_regularity(model, inputs, radius=0.1)
 
 

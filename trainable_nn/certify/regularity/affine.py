@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...linop import matrix_norm_at_most, operator_norm_at_most
+from ...linop import convolution_norm_at_most, matrix_norm_at_most
 from ...theory.composition import times
 from ...theory.convolution import geometry_factor, sides
 from ...theory.parameterisation_balls import IdentityConstants, curvatures_on_ball, slopes_on_ball
@@ -37,9 +37,10 @@ class Affine(Step):
 
     source = "paper A (17)-(21), Lemma A.7; THEORY_PAPERS II.2.1, II.2.2, II.2.7"
 
-    def __init__(self, path: str, module: nn.Module, sample: Tensor) -> None:
+    def __init__(self, path: str, module: nn.Module, shape: tuple[int, ...], known: dict | None = None) -> None:
+        """shape: of one sample of the input. known: norms that were proved before, for the same weights."""
         super().__init__(path, type(module).__name__)
-        self.sample = sample  # an input, for its shape
+        self.shape, self._norms = tuple(shape), {} if known is None else known
         self.module = twin = doubled(module)
         self.options = module.constants() if hasattr(module, "constants") else IdentityConstants()
         weight = twin.effective_weight() if hasattr(twin, "effective_weight") else twin.weight
@@ -80,13 +81,13 @@ class Affine(Step):
         pairs = sides(self.module.kernel_size, self.module.padding, self.module.dilation)
         return [side for pair in reversed(pairs) for side in pair]
 
-    def growth(self, x: Tensor | None) -> float:
+    @property
+    def growth(self) -> float:
         """g: ||patches|| <= g ||x||."""
         if self.is_dense:
             return 1.0
         m = self.module
-        shape = None if x is None else tuple(x.shape[2:])
-        return geometry_factor(m.kernel_size, m.stride, m.padding, m.dilation, m.padding_mode, shape)
+        return geometry_factor(m.kernel_size, m.stride, m.padding, m.dilation, m.padding_mode, self.shape[1:])
 
     def moved(self, ball: Ball) -> float:
         """sup distance of w from its value now."""
@@ -102,24 +103,25 @@ class Affine(Step):
         pairs = zip(np.split(self.free, self.groups), np.split(effective, self.groups))
         return np.concatenate([profile(self.options, w, self.moved(ball), p) for w, p in pairs])
 
-    def norm_now(self, x: Tensor) -> float:
+    @property
+    def norm_now(self) -> float:
         """||P(w) *|| now, a proved bound."""
-        if getattr(self, "_norm", None) is None:
+        key = (self.path, self.shape)
+        if key not in self._norms:
             rows, columns = self.free.shape[0] // self.groups, self.free.shape[1]
-            now = matrix_norm_at_most(self.weight) if self.is_dense else self._convolution_norm(x)
-            self._norm = now * (1.0 + self.options.norm_allowance(rows, columns, U)) * (1 + 4 * U)
-        return self._norm
+            now = matrix_norm_at_most(self.weight) if self.is_dense else self._convolution_norm()
+            self._norms[key] = now * (1.0 + self.options.norm_allowance(rows, columns, U)) * (1 + 4 * U)
+        return self._norms[key]
 
-    def _convolution_norm(self, x: Tensor) -> float:
-        plain = copy.copy(self.module)
-        plain.__class__ = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[self.weight.dim() - 2]
-        plain.__dict__["_parameters"] = {"weight": self.weight, "bias": None}
-        return operator_norm_at_most(plain, tuple(x.shape[1:]))
+    def _convolution_norm(self) -> float:
+        m = self.module
+        geometry = {"stride": m.stride, "padding": m.padding, "dilation": m.dilation, "padding_mode": m.padding_mode}
+        return convolution_norm_at_most(self.weight, self.shape, groups=self.groups, **geometry)
 
     def everywhere(self) -> float:
         if not self.trains_weight:
-            return self.norm_now(self.sample)
-        return self._supremum(self.growth(self.sample))
+            return self.norm_now
+        return self._supremum(self.growth)
 
     def _supremum(self, growth: float) -> float:
         if isinstance(self.options, SchattenNormConstants):  # L bounds the operator norm on images of every size
@@ -128,8 +130,7 @@ class Affine(Step):
         return float(times(self.options.operator_norm_supremum(rows, columns), growth))
 
     def local(self, ball: Ball, inputs: Sequence[State]) -> list[Local]:
-        x = inputs[0].centre
-        growth, now = self.growth(x), self.norm_now(x)
+        growth, now = self.growth, self.norm_now
         moved = float(times(growth * self.slope(ball), self.moved(ball)))
         J = min(now + moved, self._supremum(growth)) if self.trains_weight else now
         drift = min(moved, now + J)
@@ -168,8 +169,8 @@ class Affine(Step):
     def error(self, ball: Ball, inputs: Sequence[State]) -> np.ndarray:
         x = inputs[0].centre
         bias = 0.0 if self.bias is None else float(self.bias.square().sum().sqrt())
-        size = self.norm_now(x) * norms(ball, x) + bias * math.sqrt(self._positions(ball, x))
-        return self._rounding(self.growth(x)) * norms(ball, x) + 8 * U * size
+        size = self.norm_now * norms(ball, x) + bias * math.sqrt(self._positions(ball, x))
+        return self._rounding(self.growth) * norms(ball, x) + 8 * U * size
 
     def effects(self, ball: Ball, x: State) -> list[Effect]:
         found = []
@@ -185,7 +186,7 @@ class Affine(Step):
 
     def _patches(self, ball: Ball, x: State) -> tuple[np.ndarray, float]:
         """sup ||U|| on the ball, for each sample and for all together."""
-        growth = self.growth(x.centre)
+        growth = self.growth
         by_size = growth * x.size
         each, whole = self._patches_now(ball, x.centre)
         each = np.minimum(each + growth * x.delta, by_size)
@@ -201,7 +202,7 @@ class Affine(Step):
         uses = self.free.shape[1]
         positions = x.numel() // uses if self.is_dense else self._positions(ball, x) * ball.samples
         if uses * positions * self.groups > MOST_PATCHES:
-            each = self.growth(x) * norms(ball, x)
+            each = self.growth * norms(ball, x)
             return each, float(np.sqrt(np.square(each).sum()) * (1 + 4 * ball.samples * U))
         patches = self._unfold(x)  # (groups, batch, uses, positions)
         by_group = []
@@ -229,7 +230,7 @@ class Affine(Step):
         if not self.trains_weight:
             return None
         Q, place = np.zeros((len(at.whole), len(at.whole))), own[0]
-        mixed = float(times(self.growth(x.centre), self.slope(ball)))
+        mixed = float(times(self.growth, self.slope(ball)))
         weighted = times(after.norm[:, None] * mixed, at.each)
         by_sample = np.sqrt(np.square(weighted).sum(axis=0))
         cross = np.minimum(by_sample, times(float(after.norm.max()) * mixed, at.whole))
@@ -263,7 +264,7 @@ class Affine(Step):
         if not self.trains_weight:
             return 0.0, 0.0
         curvature = self._profile(curvatures_on_ball, ball).max(initial=0.0)
-        return self.growth(x.centre) * self.slope(ball), float(times(curvature, self._patches(ball, x)[1]))
+        return self.growth * self.slope(ball), float(times(curvature, self._patches(ball, x)[1]))
 
 
 def doubled(module: nn.Module) -> nn.Module:

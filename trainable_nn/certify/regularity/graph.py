@@ -32,8 +32,8 @@ class Graph:
         UnboundedError: a module or a call without a rule, by its path.
     """
 
-    def __init__(self, inputs: Tensor, rules: Mapping[type, Rule]) -> None:
-        self.rules = rules
+    def __init__(self, inputs: Tensor, rules: Mapping[type, Rule], known: dict | None = None) -> None:
+        self.rules, self.known = rules, {} if known is None else known
         self.nodes = [Node(Input("", "input"), (), inputs)]
 
     def add(self, step: Step, *inputs: int) -> int:

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ...theory.composition import SAFETY, norm_at_most, perron_at_most
 from ...theory.regularity import Regularity
@@ -15,6 +16,9 @@ from .graph import Graph, Rule
 from .rules import RULES
 from .states import Ball
 from .sweep import Sweep
+
+MOST_NUMBERS = 2**26  # of float64 kept at once for one piece of the batch
+KEPT = 4  # numbers kept for each activation: value, slope, curvature, and one on the way
 
 
 @dataclass(frozen=True)
@@ -77,29 +81,98 @@ def network_regularity(
     Source:
         THEORY_PAPERS II.2.7, sharpened at the centre as its Lnum (II.3.9) is.
     """
-    graph = graph_of(model, inputs, RULES if rules is None else rules)
-    _check_radius(radius)
-    if centre_jacobian is not None and not centre_jacobian >= 0:
-        raise ValueError(f"network_regularity: centre_jacobian must be at least 0, got {centre_jacobian}.")
-    mixes = any(node.step.mixes_samples for node in graph.nodes)
-    ball = Ball(float(radius), 1 if mixes else len(inputs))
-    sweep = Sweep(graph, ball)
-    names = _names(model, graph)
-    order = list(dict.fromkeys(names[c.step, c.effect.name] for c in sweep.columns))
-    group = np.zeros((len(order), len(sweep.columns)))
-    for place, column in enumerate(sweep.columns):
-        group[order.index(names[column.step, column.effect.name]), place] = 1.0
-    c, Q = _grouped(group, sweep)
-    lipschitz = perron_at_most(Q)
-    jacobian = norm_at_most(c)
-    if centre_jacobian is not None:
-        jacobian = min(jacobian, up(centre_jacobian + (up(radius * lipschitz) if lipschitz else 0.0)))
-    value = norm_at_most(sweep.states[-1].size)
-    return NetworkRegularity(jacobian, lipschitz, value, _rows(graph, sweep), tuple(order), c, Q, ball.radius)
+    return PreparedNetwork(model, inputs, rules=rules).on_ball(radius, centre_jacobian=centre_jacobian)
 
 
-def graph_of(model: nn.Module, inputs: Tensor, rules: Mapping[type, Rule]) -> Graph:
-    """The model's steps at these inputs.
+class PreparedNetwork:
+    """``network_regularity`` for several radii: what is measured at the centre is measured once.
+
+    The model and the inputs must not change in between. Large batches are taken in pieces, whose bounds are joined by
+    the root of the sum of their squares; where a step mixes the samples the batch stays whole.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, *, rules: Mapping[type, Rule] | None = None) -> None:
+        self.model, self.inputs, self.rules = model, inputs, RULES if rules is None else rules
+        check_inputs(model, inputs)
+        self._known: dict = {}  # norms of weights
+        probe = graph_of(model, inputs[: min(2, len(inputs))], self.rules, self._known)
+        self.mixes_samples = any(node.step.mixes_samples for node in probe.nodes)
+        numbers = KEPT * sum(node.value.numel() for node in probe.nodes) / min(2, len(inputs))
+        piece = len(inputs) if self.mixes_samples else max(1, min(len(inputs), int(MOST_NUMBERS / numbers)))
+        self.pieces = inputs.split(piece)
+        self._measured: list[dict] = [{} for _ in self.pieces]
+        self._graph = None
+
+    def on_ball(self, radius: float, *, centre_jacobian: float | None = None) -> NetworkRegularity:
+        """The bounds on the ball of this radius; see ``network_regularity``."""
+        if not radius >= 0:
+            raise ValueError(
+                f"network_regularity: the radius must be a number of at least 0 or infinity, got {radius}. Give one."
+            )
+        if centre_jacobian is not None and not centre_jacobian >= 0:
+            raise ValueError(
+                f"network_regularity: centre_jacobian must be an upper bound of a norm, got {centre_jacobian}. Leave it out."
+            )
+        found = [self._piece(i, float(radius)) for i in range(len(self.pieces))]
+        first = found[0]
+        c = _joined([piece.c for piece in found])
+        Q = _joined([piece.Q for piece in found])
+        lipschitz, jacobian = perron_at_most(Q), norm_at_most(c)
+        if centre_jacobian is not None:
+            jacobian = min(jacobian, up(centre_jacobian + (up(radius * lipschitz) if lipschitz else 0.0)))
+        value = norm_at_most(np.array([piece.value for piece in found]))
+        layers = tuple(map(_joined_rows, zip(*(piece.layers for piece in found))))
+        return NetworkRegularity(jacobian, lipschitz, value, layers, first.paths, c, Q, float(radius))
+
+    def _piece(self, index: int, radius: float) -> NetworkRegularity:
+        graph = self._graph or graph_of(self.model, self.pieces[index], self.rules, self._known)
+        if len(self.pieces) == 1:
+            self._graph = graph
+        ball = Ball(radius, 1 if self.mixes_samples else len(self.pieces[index]))
+        sweep = Sweep(graph, ball, self._measured[index])
+        names = _names(self.model, graph)
+        order = list(dict.fromkeys(names[c.step, c.effect.name] for c in sweep.columns))
+        group = np.zeros((len(order), len(sweep.columns)))
+        for place, column in enumerate(sweep.columns):
+            group[order.index(names[column.step, column.effect.name]), place] = 1.0
+        c, Q = _grouped(group, sweep)
+        value = norm_at_most(sweep.states[-1].size)
+        return NetworkRegularity(0.0, 0.0, value, _rows(graph, sweep), tuple(order), c, Q, radius)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """The root of the sum of squares, entry by entry."""
+    if len(parts) == 1:
+        return parts[0]
+    largest = np.maximum.reduce(parts)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    return np.where(np.isfinite(largest), scale * np.sqrt(sum(np.square(p / scale) for p in parts)) * SAFETY, largest)
+
+
+def _joined_rows(rows: tuple[LayerRegularity, ...]) -> LayerRegularity:
+    """One step's constants for all pieces: roots of sums of squares where they grow with the batch, else the largest."""
+    if len(rows) == 1:
+        return rows[0]
+    held = [row.regularity for row in rows]
+    joint = {name: norm_at_most(np.array([getattr(h, name) for h in held])) for name in ("value", "D", "c")}
+    most = {name: max(getattr(h, name) for h in held) for name in ("J", "a", "b")}
+    return replace(rows[0], regularity=Regularity(**joint, **most, J_lower=min(h.J_lower for h in held)))
+
+
+def graph_of(model: nn.Module, inputs: Tensor, rules: Mapping[type, Rule], known: dict | None = None) -> Graph:
+    """The model's steps at these inputs; ``known`` keeps norms of its weights from one reading to the next.
+
+    Raises:
+        As ``network_regularity``.
+    """
+    check_inputs(model, inputs)
+    graph = Graph(inputs.detach().to("cpu", torch.float64), rules, known)
+    graph.keep(graph.read(model, "", 0))
+    return graph
+
+
+def check_inputs(model: nn.Module, inputs: Tensor) -> None:
+    """Refuse inputs and parameters that are not finite real floats.
 
     Raises:
         TypeError: the inputs or a parameter hold no real floats.
@@ -114,18 +187,10 @@ def graph_of(model: nn.Module, inputs: Tensor, rules: Mapping[type, Rule]) -> Gr
             f"sample, with finite values. Give such a batch."
         )
     for name, parameter in model.named_parameters():
+        if is_lazy(parameter) or parameter.is_meta or not torch.isfinite(parameter).all():
+            raise ValueError(f"{name}: the parameter has no values yet, or they are NaN or infinite. Load finite values.")
         if not parameter.is_floating_point():
             raise TypeError(f"{name}: the parameter has dtype {parameter.dtype}, and real floats are needed. Convert it.")
-        if parameter.is_meta or not torch.isfinite(parameter).all():
-            raise ValueError(f"{name}: the parameter is on the meta device, NaN or infinite. Load finite values first.")
-    graph = Graph(inputs.detach().to("cpu", torch.float64), rules)
-    graph.keep(graph.read(model, "", 0))
-    return graph
-
-
-def _check_radius(radius: float) -> None:
-    if not radius >= 0:
-        raise ValueError(f"network_regularity: the radius must be a number of at least 0 or infinity, got {radius}.")
 
 
 def _names(model: nn.Module, graph: Graph) -> dict[tuple[int, str], str]:

@@ -37,7 +37,7 @@ def _affine(graph: Graph, module: nn.Module, path: str, source: int) -> int:
         raise UnboundedError(
             f"{path}: {type(module).__name__} got an input of shape {tuple(value.shape)} without a batch axis. Add one."
         )
-    return graph.add(Affine(path, module, value), source)
+    return graph.add(Affine(path, module, tuple(value.shape[1:]), graph.known), source)
 
 
 def _batch_norm(graph: Graph, module: nn.Module, path: str, source: int) -> int:

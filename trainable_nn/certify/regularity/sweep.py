@@ -9,6 +9,7 @@ so drift = J drift' + \|J - J0\| \|T0'\|, and as the radius shrinks the bound te
 to the product of norms.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +36,16 @@ class Column:
 
 
 class Sweep:
-    """States of all steps on the ball, columns of all parameters, and the backward bounds."""
+    """States of all steps on the ball, columns of all parameters, and the backward bounds.
 
-    def __init__(self, graph: Graph, ball: Ball) -> None:
-        self.graph, self.ball = graph, ball
+    measured: what an earlier sweep over the same graph measured at the centre; filled where it is empty.
+    """
+
+    def __init__(self, graph: Graph, ball: Ball, measured: dict) -> None:
+        self.graph, self.ball, self.known = graph, ball, measured
         self.uses = {i: u for u, i in enumerate(i for i, n in enumerate(graph.nodes) if n.step.parameters)}
         self.keeps_jacobians = self._affordable()
+        self.sizes = np.array([graph.nodes[i].value.numel() // ball.samples for i in self.uses])
         self.states: list[State] = []
         self.locals: list[list[Local]] = []
         self.columns: list[Column] = []
@@ -114,24 +119,27 @@ class Sweep:
         """The forward Jacobians now, their norms, and how far they drift; infinite drift where they aren't kept."""
         if not self.keeps_jacobians:
             return {}, np.zeros_like(tau), np.full_like(tau, np.inf)
+        drift = np.zeros_like(tau)
+        for here, x in zip(local, inputs):
+            growth = here.drift[:, None] + here.rounding * np.sqrt(self.sizes)[None, :]
+            drift = drift + times(here.J[:, None], x.drift) + times(growth, x.tau_centre)
+        if ("forward", index) in self.known:
+            return {}, self.known["forward", index], drift
         kept: dict[int, Tensor] = {}
-        drift, centre = np.zeros_like(tau), np.zeros_like(tau)
-        for position, (here, x) in enumerate(zip(local, inputs)):
+        for position, x in enumerate(inputs):
             for use, tangents in (x.jacobians or {}).items():
                 pushed = node.step.push(tangents, x.centre, position)
                 kept[use] = pushed if use not in kept else kept[use] + pushed
-                rounding = here.rounding * np.sqrt(len(tangents))
-                drift[:, use] += times(here.J, x.drift[:, use]) + times(here.drift + rounding, x.tau_centre[:, use])
+        centre = np.zeros_like(tau)
         for use, pushed in kept.items():
             columns = pushed.reshape(len(pushed), self.ball.samples, -1).transpose(0, 1)
-            if self._readers[index]:
-                centre[:, use] = norms_at_most(columns, rtol=3e-2)
-            else:
-                drift[:, use] = np.inf  # the output's come from the backward sweep
+            last = not self._readers[index]  # the output's own come from the backward sweep
+            centre[:, use] = math.inf if last else norms_at_most(columns, rtol=3e-2)
         if index in self.uses:
             use = self.uses[index]
             kept[use] = self._unit(node.value)
-            centre[:, use] += 1.0
+            centre[:, use] = 1.0
+        self.known["forward", index] = centre
         return kept, centre, drift
 
     def _unit(self, value: Tensor) -> Tensor:
@@ -152,7 +160,9 @@ class Sweep:
     def _backward(self) -> None:
         nodes, ball = self.graph.nodes, self.ball
         outputs = nodes[-1].value.numel() // ball.samples
-        measured = self._pulled(outputs)
+        if "backward" not in self.known:
+            self.known["backward"] = self._pulled(outputs)
+        measured = self.known["backward"]
         norm = [np.zeros(ball.samples) for _ in nodes]
         drift = [np.zeros(ball.samples) for _ in nodes]
         norm[-1] = np.ones(ball.samples)

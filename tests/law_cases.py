@@ -39,7 +39,17 @@ def _contractive() -> nn.Module:
     return tnn.ContractiveResidual(nn.Sequential(*layers), tnn.OrthogonalDownsample2d(2, 4), strength=0.7)
 
 
-_RESIDUAL_KEYS = ("tightness", "branch.0.weight", "branch.0.bias", "branch.2.weight", "branch.2.bias")
+def _plain_residual() -> nn.Module:
+    layers = (nn.Conv2d(2, 4, 3, 2, 1), tnn.FlooredBatchNorm2d(4, track_running_stats=False), nn.GELU(), nn.LeakyReLU(0.3))
+    branch = nn.Sequential(*layers, nn.Conv2d(4, 4, 1, groups=2, bias=False))
+    return tnn.SpectrallyBoundedResidual(branch, tnn.OrthogonalDownsample2d(2, 4), bound=0.7)
+
+
+def _residual_bound(block: nn.Module) -> float:
+    return 1.0 + block.certified_bound((2, 6, 4))
+
+
+_RESIDUAL_KEYS = ("branch.0.weight", "branch.0.bias", "branch.2.weight", "branch.2.bias")
 
 CASES = {
     "EntryNormLinear": _layer(
@@ -61,21 +71,26 @@ CASES = {
     ),
     "WeightNormConv3d": _layer(lambda: tnn.WeightNormConv3d(2, 3, 2, 1, 1, eps=3.0), (2, 3, 3, 2), "eps=3"),
     "SpectralNormLinear": _layer(
-        lambda: tnn.SpectralNormLinear(6, 4, eps=0.5, gain=1.3, power=4), (6,), "eps=0.5", "gain=1.3", "power=4"
+        lambda: tnn.SpectralNormLinear(6, 4, eps=0.5, gain=1.3, power=2), (6,), "eps=0.5", "gain=1.3", "power=2"
     ),
     "SpectralNormConv1d": _layer(
-        lambda: tnn.SpectralNormConv1d(4, 6, 3, padding=1, groups=2, eps=0.02), (4, 7), "groups=2", "bound=symbol"
+        lambda: tnn.SpectralNormConv1d(4, 6, 3, padding=1, groups=2, eps=0.02, power=2),
+        (4, 7),
+        "groups=2",
+        "bound=symbol",
     ),
     "SpectralNormConv2d": _layer(
-        lambda: tnn.SpectralNormConv2d(3, 4, 3, 2, padding=1, padding_mode="reflect", eps=0.02, power=8),
+        lambda: tnn.SpectralNormConv2d(3, 4, 3, 2, padding=1, padding_mode="reflect", eps=0.02, power=4),
         (3, 6, 6),
-        "power=8",
+        "power=4",
         "bound=symbol",
     ),
     "SpectralNormConv2d by its kernel": _layer(
-        lambda: tnn.SpectralNormConv2d(3, 4, 3, padding="same", gain=0.6, bound="kernel"), (3, 6, 5), "bound=kernel"
+        lambda: tnn.SpectralNormConv2d(3, 4, 3, padding="same", power=1, gain=0.6, bound="kernel"),
+        (3, 6, 5),
+        "bound=kernel",
     ),
-    "SpectralNormConv3d": _layer(lambda: tnn.SpectralNormConv3d(2, 3, 2, dilation=2, power=2), (2, 3, 4, 3), "power=2"),
+    "SpectralNormConv3d": _layer(lambda: tnn.SpectralNormConv3d(2, 3, 2, dilation=2, power=1), (2, 3, 4, 3), "power=1"),
     **{
         activation.__name__: _activation(activation)
         for activation in (
@@ -103,7 +118,21 @@ CASES = {
         _contractive, (2, 6, 4), lambda m: 1.7, _RESIDUAL_KEYS, ("strength=0.7", "scale=")
     ),
     "SpectrallyBoundedResidual": Case(
-        _residual, (2, 6, 4), lambda m: 1.0 + m.certified_bound((2, 6, 4)), _RESIDUAL_KEYS, ("bound=0.7", "scale=")
+        _residual, (2, 6, 4), _residual_bound, ("tightness", *_RESIDUAL_KEYS), ("bound=0.7", "scale=")
+    ),
+    "SpectrallyBoundedResidual of plain layers": Case(
+        _plain_residual,
+        (2, 6, 4),
+        _residual_bound,
+        ("tightness", "branch.0.weight", "branch.0.bias", "branch.1.weight", "branch.1.bias", "branch.4.weight"),
+        ("bound=0.7", "scale="),
+    ),
+    "FlooredBatchNorm2d without running statistics": Case(
+        lambda: tnn.FlooredBatchNorm2d(3, floor=0.8, smooth=True, track_running_stats=False),
+        (3, 4, 6),
+        lambda m: float(m.weight.abs().max()) / 0.8,
+        ("weight", "bias"),
+        ("floor=0.8", "smooth=True"),
     ),
 }
 NOT_IMAGES = {"OrthogonalReadout"}  # an image goes in and a vector comes out

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..errors import ConversionError
+from ..modules import SpectrallyBoundedResidual
 from .plain import RULES
 
 PACKAGE = __name__.partition(".")[0]
@@ -57,6 +58,8 @@ def _check_plain(folded: nn.Module) -> None:
 def _folded(module: nn.Module, path: str, done: dict[int, tuple[nn.Module, nn.Module]]) -> nn.Module:
     """The plain form of a module that we may change, its children first; a shared module is folded once."""
     if id(module) not in done:
+        if isinstance(module, SpectrallyBoundedResidual):
+            module.freeze()  # its scale is read from the layers, which are folded next
         for name, child in module._modules.items():
             if child is not None:
                 module._modules[name] = _folded(child, f"{path}.{name}".lstrip("."), done)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .. import modules
+from ..errors import ConversionError
 from ..functional.activation import ERF_TO_SLOPE_1
 from ..modules.normalised import Normalised
 from ..modules.preactivation import PreActivationBlock
@@ -141,8 +142,30 @@ def plain_residual(block: modules.SpectrallyBoundedResidual | modules.Contractiv
     x = graph.placeholder("x")
     kept = graph.call_module("skip", (x,)) if block.skip is not None else x
     change = graph.call_module("branch", (x,))
-    graph.output(graph.call_function(torch.add, (kept, change), {"alpha": block.scale}))
+    graph.output(graph.call_function(torch.add, (kept, change), {"alpha": float(block.scale)}))
     return _graph_module(block, block, graph)
+
+
+def plain_floored(norm: modules.FlooredBatchNorm1d) -> nn.Module:
+    """Torch's layer with gamma s / m(s) for gamma, in evaluation; in training no plain layer has a floor.
+
+    Raises:
+        ConversionError: the layer uses the statistics of its batch.
+    """
+    if norm.training or norm.running_var is None:
+        raise ConversionError(
+            f"fold: {type(norm).__name__} uses the statistics of its batch, and no plain layer has a floor for them. "
+            f"Call eval() on the model before folding, and give the layer running statistics."
+        )
+    weight, plain = norm.acting_weight(), norm.plain_type.__new__(norm.plain_type)
+    plain.__dict__.update({name: value for name, value in vars(norm).items() if name not in ("floor", "smooth")})
+    plain._parameters, plain._buffers = dict(norm._parameters), dict(norm._buffers)
+    trained = norm.weight is not None and norm.weight.requires_grad
+    plain._parameters["weight"] = nn.Parameter(weight.detach(), requires_grad=trained)
+    if plain._parameters["bias"] is None:
+        plain._parameters["bias"] = nn.Parameter(torch.zeros_like(weight), requires_grad=False)
+    plain.affine = True
+    return plain
 
 
 def _through(graph: fx.Graph, names: Sequence[str], x: fx.Node) -> fx.Node:
@@ -212,6 +235,9 @@ RULES: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
     modules.OrthogonalReadout: plain_readout,
     modules.ContractiveResidual: plain_residual,
     modules.SpectrallyBoundedResidual: plain_residual,
+    modules.FlooredBatchNorm1d: plain_floored,
+    modules.FlooredBatchNorm2d: plain_floored,
+    modules.FlooredBatchNorm3d: plain_floored,
     modules.Tanh: _layer(nn.Tanh),
     modules.SoftSign: _layer(nn.Softsign),
     modules.Softplus0: _expression(_softplus0),

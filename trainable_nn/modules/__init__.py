@@ -11,6 +11,7 @@ from .conv import (
     WeightNormConv2d,
     WeightNormConv3d,
 )
+from .floored import FlooredBatchNorm1d, FlooredBatchNorm2d, FlooredBatchNorm3d
 from .linear import EntryNormLinear, WeightNormLinear
 from .readout import OrthogonalReadout
 from .residual import SpectrallyBoundedResidual
@@ -27,6 +28,9 @@ __all__ = [
     "EntryNormConv3d",
     "EntryNormLinear",
     "Erf1",
+    "FlooredBatchNorm1d",
+    "FlooredBatchNorm2d",
+    "FlooredBatchNorm3d",
     "OrthogonalDownsample2d",
     "OrthogonalReadout",
     "SiLU1",

@@ -80,7 +80,7 @@ class Anchor:
 def acting_weight(part: LinearPart) -> Tensor:
     """The weight as the operator reads it, with its rows' factors: rounded to autocast's dtype where autocast is on."""
     weight, kind = part.weight, part.weight.device.type
-    if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
+    if kind != "meta" and torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
         weight = weight.to(torch.get_autocast_dtype(kind))
     weight = weight.float() if weight.dtype in HALVES else weight
     if part.rows is None:
@@ -88,11 +88,15 @@ def acting_weight(part: LinearPart) -> Tensor:
     return weight * part.rows.to(weight.dtype).reshape(-1, *[1] * (weight.dim() - 1))
 
 
+def size_of(part: LinearPart) -> Bounds:
+    """The smooth size 1.1 f (1e-24 + |w|^2)^(1/2) of the whole weight, in the place of both."""
+    size = _size(part, acting_weight(part))
+    return Bounds(size, size)
+
+
 def bounds_of(part: LinearPart, anchors: Mapping[str, Anchor]) -> Bounds:
-    """The smooth size 1.1 f |w| of the whole weight, and what the anchor proves; differentiable in the weight."""
+    """The smooth size, and what the anchor proves; differentiable in the weight."""
     weight, anchor = acting_weight(part), anchors.get(part.path)
-    flat = weight.reshape(-1)
-    size = ABOVE * part.factor * (torch.dot(flat, flat).double() + 1e-24).sqrt()
     length = _length(weight, part.groups)
     proved = part.factor * length
     if anchor is not None and anchor.fits(part):
@@ -101,7 +105,12 @@ def bounds_of(part: LinearPart, anchors: Mapping[str, Anchor]) -> Bounds:
         proved = torch.minimum(proved, anchor.bound + part.factor * (away + rounded * length))
     if part.rows is not None:
         proved = proved * (1 + 4 * _roundoff(weight))
-    return Bounds(size, proved.clamp(max=part.supremum) if part.supremum < math.inf else proved)
+    return Bounds(_size(part, weight), proved.clamp(max=part.supremum) if part.supremum < math.inf else proved)
+
+
+def _size(part: LinearPart, weight: Tensor) -> Tensor:
+    flat = weight.reshape(-1)
+    return ABOVE * part.factor * (torch.dot(flat, flat).double() + 1e-24).sqrt()
 
 
 def _roundoff(weight: Tensor) -> float:
@@ -110,8 +119,12 @@ def _roundoff(weight: Tensor) -> float:
 
 def _length(weight: Tensor, groups: int) -> Tensor:
     """At least the largest Frobenius norm of a group, in float64."""
-    rows = torch.linalg.vector_norm(weight.flatten(1), dim=1).double()
-    squared = rows.square().reshape(groups, -1).sum(1).amax()
+    rows = weight.flatten(1)
+    if torch.is_grad_enabled():  # the second derivative of vector_norm is NaN at 0
+        squares = rows.square().sum(1).double()
+    else:
+        squares = torch.linalg.vector_norm(rows, dim=1).double().square()
+    squared = squares.reshape(groups, -1).sum(1).amax()
     n = weight[0].numel() + 8
     lost = weight.numel() * (2.0**-124 if weight.dtype == torch.float32 else 2.0**-900)  # squares below the least float
     return (squared + lost).sqrt() * (1 + 1.1 * n * _roundoff(weight))

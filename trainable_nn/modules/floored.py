@@ -80,9 +80,14 @@ class FlooredBatchNorm:
         self._check_input_dim(x)
         momentum = self._count_batch()
         of_batch = self.training or self.running_mean is None
-        mean, var = (None, None) if of_batch and not self.training else (self.running_mean, self.running_var)
+        tracked = not self.training or self.track_running_stats
+        mean, var = (self.running_mean, self.running_var) if tracked else (None, None)
         weight = self._weight(x, of_batch)
         return F.batch_norm(x, mean, var, weight, self.bias, of_batch, momentum, self.eps)
+
+    def acting_weight(self) -> Tensor:
+        """gamma s / m(s) for the running variance: with it in the place of gamma torch's layer gives the same in evaluation."""
+        return self._weight(self.running_mean, of_batch=False)
 
     def _count_batch(self) -> float:
         """The weight of this batch in the running statistics, as torch counts."""

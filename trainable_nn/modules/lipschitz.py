@@ -107,7 +107,7 @@ def output_shape(module: nn.Module, input_shape: Sequence[int]) -> tuple[int, ..
     """The shape of one sample after the module, found without computing."""
     tensors = {n: torch.empty_like(t, device="meta") for n, t in [*module.named_parameters(), *module.named_buffers()]}
     dtype = next((t.dtype for t in tensors.values()), torch.float32)
-    sample = torch.empty((1, *input_shape), device="meta", dtype=dtype)
+    sample = torch.empty((2, *input_shape), device="meta", dtype=dtype)
     with torch.no_grad():
         return tuple(torch.func.functional_call(module, tensors, (sample,)).shape[1:])
 
@@ -143,17 +143,21 @@ def _linear(module: nn.Module, reading: Reading, after: nn.Module | None = None)
     if not isinstance(module, nn.Linear):
         names = ("stride", "padding", "dilation", "groups", "padding_mode")
         geometry = tuple((name, getattr(module, name)) for name in names)
-        factor = geometry_factor(module.kernel_size, *(getattr(module, n) for n in ("stride", "padding", "dilation", "padding_mode")))
+        factor = geometry_factor(
+            module.kernel_size, *(getattr(module, n) for n in ("stride", "padding", "dilation", "padding_mode"))
+        )
     rows, least = None, 1.0
     if after is not None:
-        least, supremum = down(after.floor), math.inf
+        supremum = math.inf
         rows = None if after.weight is None else _wide(after.weight) / after.floor
-        least = 1.0 if rows is not None else after.floor
+        least = after.floor if rows is None else 1.0
     part = LinearPart(reading.path, weight, rows, geometry, factor, supremum)
     if reading.linear is not None:
         return reading.linear(part) * (1.0 / least * (1 + 2.0**-50))
     if weight.is_meta:
-        raise ValueError(f"{reading.path}: the weight is on the meta device, and its values are needed. Load them first.")
+        raise ValueError(
+            f"{reading.path}: the weight is on the meta device, and its values are needed. Load them first."
+        )
     shape = reading.input_shape if not isinstance(module, TRANSPOSED) else None
     bound = tight_bound(part, acting_weight(part).detach(), shape)
     if rows is not None:
@@ -202,7 +206,10 @@ def _preactivation(module, reading, rules) -> "float | Bounds":
     reading = replace(reading, input_shape=None)
     through = {
         part: product_of(
-            [lipschitz_bound(module.get_submodule(n), replace(reading, path=f"{reading.path}.{n}"), rules) for n in names]
+            [
+                lipschitz_bound(module.get_submodule(n), replace(reading, path=f"{reading.path}.{n}"), rules)
+                for n in names
+            ]
         )
         for part, names in module.layer_names.items()
     }

@@ -132,7 +132,7 @@ def constants(options: argparse.Namespace, progress: Progress) -> list[dict]:
 
 
 def losses(options: argparse.Namespace, progress: Progress) -> list[dict]:
-    """Predicted and measured loss at each step, for each width, on the most samples that the widths were tried on."""
+    """Predicted and measured loss at each step, until both are below SHOWN, for each width, on the most samples."""
     x, y = data(max(options.samples), options.dimension, options.seed)
     task = progress.add_task("loss", total=len(options.curves) * options.steps)
     rows = []
@@ -144,9 +144,11 @@ def losses(options: argparse.Namespace, progress: Progress) -> list[dict]:
         parts = vectors.T @ (centre.outputs - y)
         for t in range(options.steps):
             predicted = float(np.sum(((1 - step * eigenvalues) ** t * parts) ** 2) / 2)
-            rows.append({"samples": len(y), "width": width, "step": t, "predicted": predicted,
-                         "measured": linear_width.descend(net, x, y, step)})  # fmt: skip
+            measured = linear_width.descend(net, x, y, step)
+            rows.append({"samples": len(y), "width": width, "step": t, "predicted": predicted, "measured": measured})
             progress.advance(task)
+            if max(predicted, measured) < SHOWN * rows[-1 - t]["measured"]:
+                break
     return rows
 
 

@@ -6,7 +6,7 @@
 The original is a pre-activation ResNet whose stem halves the image. `convert_model(recipe="provable")` turns it into a
 dense first layer, residual blocks whose branches are contractions for every weight, skips with all singular values 1 and
 an orthogonal readout. The original trains by SGD (0.1, momentum 0.9), the provable one by AdamW (0.003), both in one
-cycle of the learning rate, batch 128, images flipped and shifted by up to two pixels.
+cycle of the learning rate, batch 128, half of the images flipped (--shift moves them as well).
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from trainable_nn import datasets
 from trainable_nn.convert import provable
 from trainable_nn.demo.resnet import PreActBlock
 
-SHIFT = 2
-
 
 class SmallResNet(nn.Module):
     """A stem of stride 2, two stages of pre-activation blocks of widths w and 2w, the mean and a linear layer."""
@@ -46,12 +44,12 @@ class SmallResNet(nn.Module):
         return self.fc(self.layer2(self.layer1(self.conv1(x))).mean((2, 3)))
 
 
-def moved(images: Tensor, black: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip half of the images and shift each by up to two pixels, black coming in from the side."""
+def moved(images: Tensor, black: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """Flip half of the images and shift each by up to ``shift`` pixels, black coming in from the side."""
     size, count = images.shape[-1], len(images)
-    bordered = pad(images - black, (SHIFT,) * 4) + black
+    bordered = pad(images - black, (shift,) * 4) + black
     place = torch.arange(size)
-    top, left = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=generator)
+    top, left = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator)
     flip = torch.rand(count, 1, generator=generator) < 0.5
     across = left + torch.where(flip, place.flip(0), place)
     rows = (top + place)[:, :, None]
@@ -77,7 +75,7 @@ def train(model: nn.Module, optimizer, data: datasets.ImageData, arguments: argp
         total = 0.0
         batches = torch.randperm(len(labels), generator=generator).split(arguments.batch_size)
         for batch in track(batches, f"{name}, epoch {epoch}", transient=True):
-            loss = cross_entropy(model(moved(images[batch], black, generator)), labels[batch])
+            loss = cross_entropy(model(moved(images[batch], black, arguments.shift, generator)), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -98,6 +96,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--images", type=int, help="train on the first so many images (default: all)")
+    parser.add_argument("--shift", type=int, default=0, help="shift images by up to so many pixels")
     parser.add_argument("--strength", type=float, default=0.95)
     parser.add_argument("--leak", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak for the provable network")

@@ -111,6 +111,24 @@ def singular_value_curves(axes: Axes, spectra: Mapping[str, Sequence[float]], *,
     axes.legend(loc="lower left", fontsize="small")
 
 
+def singular_value_histogram(
+    axes: Axes, spectra: Mapping[str, Sequence[float]], *, title: str, bins: int = 32, top: float = 6.0
+) -> None:
+    """How many singular values fall in each of ``bins`` between 0 and ``top``, as a share; the last bin takes those above."""
+    for style, (name, values) in zip(STYLES, spectra.items(), strict=False):
+        shown = [min(value, top) for value in values]
+        axes.hist(
+            shown, bins=bins, range=(0.0, top), weights=[1.0 / max(1, len(shown))] * len(shown), histtype="step",
+            linewidth=1.8, color=style["color"], linestyle=style["linestyle"], label=name,
+        )  # fmt: skip
+    axes.set_xlabel(f"singular value (those above {top:g} stand at {top:g})")
+    axes.set_ylabel("share")
+    axes.set_yscale("log")
+    axes.set_title(title)
+    axes.grid(True, alpha=0.3)
+    axes.legend(fontsize="small")
+
+
 def comparison(
     losses: Mapping[str, Sequence[float]],
     accuracies: Mapping[str, Sequence[float]],

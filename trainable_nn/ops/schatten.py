@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-
 HALVED = 128  # rows; of a larger Gram matrix the upper half is not computed
 
 

@@ -14,12 +14,14 @@ from ..errors import CertificateError
 from ..theory.costs import Cost, cost_for
 from .certificate import Fingerprint
 
+ROUNDING = 2.0**-44  # of outputs and loss: 512 times float64's, for the depth and width of the network
+
 
 @dataclass(frozen=True)
 class Problem:
     """``model`` is a copy in float64 on the CPU, ``inputs`` and ``targets`` likewise; ``cost`` is None without targets.
 
-    ``initial_loss`` is the loss now, an upper bound of its exact value by ``loss_error``.
+    ``initial_loss`` and ``loss_at_least`` enclose the loss now, rounding in float64 included.
     """
 
     model: nn.Module
@@ -29,6 +31,7 @@ class Problem:
     loss: str
     outputs: Tensor
     initial_loss: float | None
+    loss_at_least: float | None
     data_roundoff: float
     fingerprint: Fingerprint
 
@@ -75,21 +78,23 @@ def problem_of(
         raise ValueError(f"{where}: the model's outputs are not finite on these inputs. Mend weights or inputs first.")
     y = None if targets is None else targets.detach().to("cpu", torch.float64 if targets.is_floating_point() else None)
     cost = None if y is None else cost_for(loss, outputs, y)
-    initial = None if cost is None else _initial_loss(where, cost, outputs, y)
+    least, most = (None, None) if cost is None else _loss_now(where, cost, outputs, y)
     name = loss if isinstance(loss, str) else loss.name
     roundoff = torch.finfo(inputs.dtype).eps / 2
-    return Problem(twin, x, y, cost, name, outputs, initial, roundoff, fingerprint)
+    return Problem(twin, x, y, cost, name, outputs, most, least, roundoff, fingerprint)
 
 
-def _initial_loss(where: str, cost: Cost, outputs: Tensor, targets: Tensor) -> float:
-    """The loss, raised by what float64 can have lost: 2^-40 of it, and of the outputs' own rounding."""
+def _loss_now(where: str, cost: Cost, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
+    """The loss, less and more what float64 can have lost: 2^-44 of it, and of the outputs by their own rounding."""
     value = float(cost.value(outputs, targets))
     if not math.isfinite(value):
         raise ValueError(f"{where}: the loss is {value}. Mend targets or weights first.")
     if value < cost.infimum - 1e-9 * abs(cost.infimum):
         raise ValueError(f"{where}: the loss is {value}, below the stated infimum {cost.infimum}. Check the Cost.")
-    slack = cost.gradient_at_most(max(value - cost.infimum, 0.0)) * float(outputs.norm()) * 2.0**-44
-    return value + abs(value) * 2.0**-44 + slack + cost.smoothness * (float(outputs.norm()) * 2.0**-44) ** 2
+    moved = float(outputs.norm()) * ROUNDING
+    slack = cost.gradient_at_most(max(value - cost.infimum, 0.0)) * moved + cost.smoothness * moved**2
+    slack += abs(value) * ROUNDING
+    return max(value - slack, cost.infimum), value + slack
 
 
 def _check_data(where: str, inputs: Tensor, targets: Tensor | None) -> None:

@@ -32,7 +32,7 @@ ROUNDING = 2.0**-40  # of the loss and of the outputs: what float64 can have los
 
 @dataclass(frozen=True)
 class Step:
-    """A step size, the loss now, and the loss after it at most; ``way`` is "ray" or "ball"."""
+    """A step size, the loss now (at least, in float64's rounding) and the loss after it at most; ``way``: "ray" or "ball"."""
 
     step_size: float
     loss: float
@@ -42,9 +42,8 @@ class Step:
 
     @property
     def rate(self) -> float:
-        """Excess after over excess before, at most."""
-        before = self.loss - self.infimum
-        return min(1.0, (self.loss_at_most - self.infimum) / before) if before > 0 else 1.0
+        """Excess after over excess before, at most; 1 for no step."""
+        return (self.loss_at_most - self.infimum) / (self.loss - self.infimum) if self.step_size > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,12 @@ def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float |
         CertificateError: some layer has neither a Taylor rule nor bounds of its derivatives.
     """
     norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values()))
-    if norm == 0.0 or problem.excess == 0.0:
-        return Step(0.0, problem.initial_loss, problem.initial_loss, "none", problem.cost.infimum)
+    now = problem.loss_at_least
+    if norm == 0.0 or now <= problem.cost.infimum:
+        return Step(0.0, now, problem.initial_loss, "none", problem.cost.infimum)
     model, way = _modeller(problem, gradient)
     length = guess if guess else _first_guess(problem, gradient, norm)
-    best, tried = (problem.initial_loss, 0.0), 0
+    best, tried = (now, 0.0), 0
     while tried < TRIES:
         tried += 1
         u, bound = _least(problem, model(length))
@@ -84,7 +84,8 @@ def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float |
             length *= max(1.6 * u, 0.05)
         else:
             break
-    return Step(best[1], problem.initial_loss, best[0], way, problem.cost.infimum)
+    bound = best[0] if best[1] > 0 else problem.initial_loss
+    return Step(best[1], now, bound, way, problem.cost.infimum)
 
 
 def _modeller(problem: Problem, gradient: dict[str, Tensor]) -> tuple[Callable[[float], Model], str]:

@@ -28,6 +28,7 @@ from .norms import norms_at_most
 from .states import Backward, Ball, Effect, Local, State, Tangents
 from .steps import Step, U, norms
 
+BLOCK = 2**22  # entries of a weight at a time; a larger one is read in its own dtype
 MOST_PATCHES = 2**26  # numbers in all patches of the batch; beyond it g ||x|| bounds their norm
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -45,7 +46,10 @@ class Affine(Step):
         self.options = module.constants() if hasattr(module, "constants") else IdentityConstants()
         weight = twin.effective_weight() if hasattr(twin, "effective_weight") else twin.weight
         self.weight, self.bias = weight.detach(), None if twin.bias is None else twin.bias.detach()
-        self.free = matrix_of(twin.weight).numpy()
+        in_place = module.weight.numel() > BLOCK and module.weight.dtype == torch.float32
+        self.free = matrix_of(module.weight if in_place else twin.weight).cpu().numpy()
+        del twin.__dict__["_parameters"]["weight"]
+        self.length = float(torch.linalg.vector_norm(self.weight)) * (1 + self.weight.numel() * U)
         self.groups = getattr(module, "groups", 1)
         trains_weight = module.weight.requires_grad
         self.trains_bias = module.bias is not None and module.bias.requires_grad
@@ -95,13 +99,27 @@ class Affine(Step):
 
     def slope(self, ball: Ball) -> float:
         """sup ||P'|| on the ball."""
-        return float(self._profile(slopes_on_ball, ball).max(initial=0.0))
+        return self._largest(slopes_on_ball, ball)
 
-    def _profile(self, profile, ball: Ball) -> np.ndarray:
-        """Slopes or curvatures of P on the ball, by entries or rows, one group after the other."""
-        effective = matrix_of(self.weight).numpy()
-        pairs = zip(np.split(self.free, self.groups), np.split(effective, self.groups))
-        return np.concatenate([profile(self.options, w, self.moved(ball), p) for w, p in pairs])
+    def _largest(self, profile, ball: Ball) -> float:
+        key = (self.path, profile.__name__, self.moved(ball))
+        if key not in self._norms:
+            self._norms[key] = max((float(p.max(initial=0.0)) for _, p in self._profiles(profile, ball)), default=0.0)
+        return self._norms[key]
+
+    def _profiles(self, profile, ball: Ball):
+        """(rows, slopes or curvatures of P on the ball, by entries or rows), some rows at a time.
+
+        A Schatten norm takes a group whole, since its rows meet.
+        """
+        effective, rows = matrix_of(self.weight).numpy(), len(self.free)
+        step = rows // self.groups
+        if not isinstance(self.options, SchattenNormConstants):
+            step = max(1, BLOCK // max(self.free.shape[1], 1))
+        for start in range(0, rows, max(step, 1)):
+            block = slice(start, min(start + step, rows))
+            free = self.free[block].astype(np.float64, copy=False)
+            yield block, profile(self.options, free, self.moved(ball), effective[block])
 
     @property
     def norm_now(self) -> float:
@@ -130,7 +148,9 @@ class Affine(Step):
         return float(times(self.options.operator_norm_supremum(rows, columns), growth))
 
     def local(self, ball: Ball, inputs: Sequence[State]) -> list[Local]:
-        growth, now = self.growth, self.norm_now
+        growth = self.growth
+        unmoved = self.free.size > BLOCK and not inputs[0].tau.any() and (self.path, self.shape) not in self._norms
+        now = growth * self.length if unmoved else self.norm_now  # of no weight where the input never moves
         moved = float(times(growth * self.slope(ball), self.moved(ball)))
         J = min(now + moved, self._supremum(growth)) if self.trains_weight else now
         drift = min(moved, now + J)
@@ -139,7 +159,7 @@ class Affine(Step):
 
     def _rounding(self, growth: float) -> float:
         terms = self.free.shape[1] + 24
-        return terms * U * growth * float(self.weight.square().sum().sqrt()) * (1 + 2 * self.free.size * U)
+        return terms * U * growth * self.length
 
     def least(self, moved: float) -> float:
         """sigma of a dense layer on the output side, less what it moves and LAPACK's rounding."""
@@ -169,7 +189,7 @@ class Affine(Step):
     def error(self, ball: Ball, inputs: Sequence[State]) -> np.ndarray:
         x = inputs[0].centre
         bias = 0.0 if self.bias is None else float(self.bias.square().sum().sqrt())
-        size = self.norm_now * norms(ball, x) + bias * math.sqrt(self._positions(ball, x))
+        size = self.growth * self.length * norms(ball, x) + bias * math.sqrt(self._positions(ball, x))
         return self._rounding(self.growth) * norms(ball, x) + 8 * U * size
 
     def effects(self, ball: Ball, x: State) -> list[Effect]:
@@ -194,9 +214,9 @@ class Affine(Step):
         return each, whole
 
     def _patches_now(self, ball: Ball, x: Tensor) -> tuple[np.ndarray, float]:
-        if getattr(self, "_patch_norms", None) is None:
-            self._patch_norms = self._measure_patches(ball, x)
-        return self._patch_norms
+        if getattr(self, "_kept", (None,))[0] is not x:
+            self._kept = (x, self._measure_patches(ball, x))
+        return self._kept[1]
 
     def _measure_patches(self, ball: Ball, x: Tensor) -> tuple[np.ndarray, float]:
         uses = self.free.shape[1]
@@ -241,29 +261,32 @@ class Affine(Step):
 
     def _own_curvature(self, ball: Ball, x: State, after: Backward) -> float:
         """sup ||B P''[v, v] U||: a convex function of the shares of v^2, so the worst is one row, or one entry."""
-        curvatures = self._profile(curvatures_on_ball, ball)
-        if not curvatures.any():
+        largest = self._largest(curvatures_on_ball, ball)
+        if largest == 0.0:
             return 0.0
         each, whole = self._patches(ball, x)
         norm = after.norm
-        plain = min(float(norm.max() * whole), float(np.sqrt(np.square(times(norm, each)).sum())))
-        if not self.is_dense or x.centre.dim() != 2 or after.columns is None or ball.samples != len(x.centre):
-            return float(times(curvatures.max(), plain))
+        plain = min(float(times(norm.max(), whole)), float(np.sqrt(np.square(times(norm, each)).sum())))
+        bound = float(times(largest, plain))
+        rows_meet = isinstance(self.options, SchattenNormConstants)
+        vectors = self.is_dense and x.centre.dim() == 2 and ball.samples == len(x.centre)
+        if rows_meet or not vectors or after.columns is None or not np.isfinite(each).all():
+            return bound
         columns = np.minimum(after.columns, norm[:, None])  # (samples, rows)
-        if isinstance(self.options, SchattenNormConstants):  # P'' mixes the rows
-            return float(times(curvatures.max(), plain))
         if isinstance(self.options, EntryNormConstants):
             entries = np.minimum(np.abs(x.centre.numpy()) + x.delta[:, None], x.size[:, None])
-            sharp = np.sqrt(np.square(columns).T @ np.square(entries)) if np.isfinite(entries).all() else np.inf
+            sharp = lambda rows: np.sqrt(np.square(columns[:, rows]).T @ np.square(entries))
         else:
-            by_sample = np.sqrt(times(np.square(columns), np.square(each)[:, None]).sum(axis=0))
-            sharp = np.minimum(times(columns.max(axis=0), whole), by_sample)[:, None]
-        return float(min(times(curvatures, sharp).max(), times(curvatures.max(), plain)))
+            by_sample = np.sqrt(np.square(columns * each[:, None]).sum(axis=0))
+            by_row = np.minimum(columns.max(axis=0) * whole, by_sample)[:, None]
+            sharp = lambda rows: by_row[rows]
+        worst = max(float((p * sharp(rows)).max()) for rows, p in self._profiles(curvatures_on_ball, ball))
+        return min(worst, bound)
 
     def constants(self, ball: Ball, x: State) -> tuple[float, float]:
         if not self.trains_weight:
             return 0.0, 0.0
-        curvature = self._profile(curvatures_on_ball, ball).max(initial=0.0)
+        curvature = self._largest(curvatures_on_ball, ball)
         return self.growth * self.slope(ball), float(times(curvature, self._patches(ball, x)[1]))
 
 

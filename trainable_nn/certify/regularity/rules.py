@@ -37,7 +37,11 @@ def _affine(graph: Graph, module: nn.Module, path: str, source: int) -> int:
         raise UnboundedError(
             f"{path}: {type(module).__name__} got an input of shape {tuple(value.shape)} without a batch axis. Add one."
         )
-    return graph.add(Affine(path, module, tuple(value.shape[1:]), graph.known), source)
+    shape = tuple(value.shape[1:])
+    step = graph.known.get(("step", path, shape))
+    if step is None:
+        step = graph.known["step", path, shape] = Affine(path, module, shape, graph.known)
+    return graph.add(step, source)
 
 
 def _batch_norm(graph: Graph, module: nn.Module, path: str, source: int) -> int:

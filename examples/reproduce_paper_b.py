@@ -1,6 +1,6 @@
 """Paper B (arXiv 1911.04351): the width it asks for, the width that is proved enough here, and the width that fits.
 
-    python examples/reproduce_paper_b.py --output paper_b             # some minutes on two cores
+    python examples/reproduce_paper_b.py --output paper_b             # some minutes
     python examples/reproduce_paper_b.py --output paper_b --quick     # some seconds
 
 Three results, each as CSV and picture, and all of it in paper_b.json:
@@ -134,7 +134,7 @@ def constants(options: argparse.Namespace, progress: Progress) -> list[dict]:
 def losses(options: argparse.Namespace, progress: Progress) -> list[dict]:
     """Predicted and measured loss at each step, until both are below SHOWN, for each width, on the most samples."""
     x, y = data(max(options.samples), options.dimension, options.seed)
-    task = progress.add_task("loss", total=len(options.curves) * options.steps)
+    task = progress.add_task("loss", total=len(options.curves))
     rows = []
     for width in options.curves:
         net = network(x, y, width, options, 1)
@@ -146,9 +146,9 @@ def losses(options: argparse.Namespace, progress: Progress) -> list[dict]:
             predicted = float(np.sum(((1 - step * eigenvalues) ** t * parts) ** 2) / 2)
             measured = linear_width.descend(net, x, y, step)
             rows.append({"samples": len(y), "width": width, "step": t, "predicted": predicted, "measured": measured})
-            progress.advance(task)
             if max(predicted, measured) < SHOWN * rows[-1 - t]["measured"]:
                 break
+        progress.advance(task)
     return rows
 
 

@@ -730,6 +730,22 @@ def test_data_that_make_no_sense_are_refused():
         certificate(net, x, y)
 
 
+def test_a_network_without_values_is_refused():
+    x, y = problem(n=4)
+    with pytest.raises(OptionError, match="meta device"):
+        certificate(LinearWidthResNet(6, 8, 2, device="meta"), x, y)
+
+
+def test_a_network_in_single_precision_is_certified_at_its_own_weights():
+    x, y = problem(n=3)
+    net = net_for(y, m=16, depth=2, omega=1e3, dtype=torch.float32)
+    same = net_for(y, m=16, depth=2, omega=1e3)
+    same.load_state_dict({name: value.double() for name, value in net.state_dict().items()})
+    targets = y + outputs(same, x)
+    found, wanted = certificate(net, x, targets), certificate(same, x, targets)
+    assert found.holds and found.rate == wanted.rate and found.radius == wanted.radius
+
+
 def test_the_paper_s_constants_are_refused_where_its_hypotheses_fail():
     x, y = problem(n=4)
     with pytest.raises(DatasetError, match="row 0 .* length 2"):

@@ -3,7 +3,8 @@
 omega multiplies f - f(theta_0) and leaves the residual: the least omega that is certified says how lazy the network must
 be. The prototype is II.4.1 item 4 of the theory with the recursion Lnum of II.3.9, as tests/test_linear_width.py has
 it; "paper" is the same criterion with the corrected closed form of L. L over found: the bound at the centre over the
-largest bend of the Jacobian that gradient ascent finds. Seconds are CPU seconds.
+largest bend of the Jacobian that gradient ascent finds. Seconds are CPU seconds of one
+certificate at omega = 1, a refusal.
 
     python tests/benchmarks/linear_width.py [--seeds 3] [--short]
 """

@@ -90,13 +90,17 @@ def measure(network: LinearWidthResNet, inputs: np.ndarray, *, detail: bool = Tr
         O(n H m^2), and with ``detail`` O(n H m^3) as long as that stays below DETAIL_LIMIT.
     Raises:
         DatasetError: inputs that are not a finite matrix of in_features columns.
-        OptionError: parameters that are not finite.
+        OptionError: parameters that are not finite, or on the meta device.
     """
     x = matrix_of(inputs)
     if x.shape[1] != network.in_features:
         raise DatasetError(
             f"linear_width.measure: the inputs have {x.shape[1]} columns and the network takes "
             f"{network.in_features}. Give it the inputs it was built for."
+        )
+    if any(w.is_meta for w in (*network.weights, network.a)):
+        raise OptionError(
+            "linear_width.measure: the network lies on the meta device and has no values. Materialise it first."
         )
     weights = [w.detach().cpu().double().numpy() for w in network.weights]
     a = network.a.detach().cpu().double().numpy()

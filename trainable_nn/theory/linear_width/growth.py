@@ -30,6 +30,7 @@ import numpy as np
 from .centre import Centre
 
 OUTWARD = 1 + 1e-7  # covers the rounding of measured norms and of the recursion
+AT_ONCE = 2**22  # entries of the Grams of units that are held together
 TINY = 1e-9  # of the bound by sup |phi''|, added where the measured phi'' is used, which may be small by cancellation
 
 
@@ -90,11 +91,9 @@ class CentreNorms:
 def centre_norms(c: Centre) -> CentreNorms:
     """Cost: O(m n^3) for the units, O(n m) per layer else."""
     x, first = c.features[0], c.scales[0]
-    g = first * c.back[0] * c.bends[0]  # (n, m)
-    square = (x @ x.T) ** 2
-    units = np.sqrt(np.linalg.eigvalsh(g.T[:, :, None] * g.T[:, None, :] * square)[:, -1].clip(0))
-    p = first * c.back[0] * c.slopes[0]
-    row = np.sqrt(np.linalg.eigvalsh(p.T[:, :, None] * p.T[:, None, :] * (x @ x.T))[:, -1].clip(0)).max()
+    gram = x @ x.T
+    units = _norms_of_rows(first * c.back[0] * c.bends[0], gram**2)
+    row = _norms_of_rows(first * c.back[0] * c.slopes[0], gram).max()
     return CentreNorms(
         size=[np.linalg.norm(f, axis=1) for f in c.features],
         tau=[np.linalg.eigvalsh((f @ f.T) ** 2)[-1] ** 0.25 for f in c.features],
@@ -160,6 +159,14 @@ def growth(c: Centre, norms: CentreNorms, radii: np.ndarray, unit: float) -> Gro
         four = drift.layer[h].max() * four + step * tau[h] * axis[h]
         two = drift.layer[h].max() * two + step * spectral[h] * axis[h]
     return Growth(rest, np.sort(units)[::-1], np.array(layers) * OUTWARD, float(row) * OUTWARD)
+
+
+def _norms_of_rows(g: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """lambda_max((g_k g_k^T) * gram)^(1/2) for each column g_k, some at a time."""
+    size = max(1, AT_ONCE // gram.size)
+    parts = (g.T[start : start + size] for start in range(0, g.shape[1], size))
+    largest = [np.linalg.eigvalsh(part[:, :, None] * part[:, None, :] * gram)[:, -1] for part in parts]
+    return np.sqrt(np.concatenate(largest).clip(0))
 
 
 def _drift(c: Centre, norms: CentreNorms, radii: np.ndarray, unit: float) -> Drift:

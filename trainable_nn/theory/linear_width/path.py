@@ -37,7 +37,7 @@ from .centre import Centre
 from .growth import OUTWARD, CentreNorms, Growth, centre_norms, growth
 
 CELLS = 160  # to the length |r_0| / sigma_1
-SHARES = (1.0, 0.5, 0.2, 0.05)  # of the step 1 / (beta^2 + L |r_0|): a shorter one needs a smaller ball
+SHARES = (1.0, 0.5, 0.2, 0.05, 0.01)  # of the step 1 / (beta^2 + L |r_0|): a shorter one needs a smaller ball
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,12 @@ def _contractive() -> nn.Module:
 
 
 def _plain_residual() -> nn.Module:
-    layers = (nn.Conv2d(2, 4, 3, 2, 1), tnn.FlooredBatchNorm2d(4, track_running_stats=False), nn.GELU(), nn.LeakyReLU(0.3))
+    layers = (
+        nn.Conv2d(2, 4, 3, 2, 1),
+        tnn.FlooredBatchNorm2d(4, track_running_stats=False),
+        nn.GELU(),
+        nn.LeakyReLU(0.3),
+    )
     branch = nn.Sequential(*layers, nn.Conv2d(4, 4, 1, groups=2, bias=False))
     return tnn.SpectrallyBoundedResidual(branch, tnn.OrthogonalDownsample2d(2, 4), bound=0.7)
 
@@ -114,9 +119,7 @@ CASES = {
     "OrthogonalReadout": Case(
         lambda: tnn.OrthogonalReadout((3, 2, 4), 5), (3, 2, 4), lambda m: 1.0, (), ("(3, 2, 4), 5",)
     ),
-    "ContractiveResidual": Case(
-        _contractive, (2, 6, 4), lambda m: 1.7, _RESIDUAL_KEYS, ("strength=0.7", "scale=")
-    ),
+    "ContractiveResidual": Case(_contractive, (2, 6, 4), lambda m: 1.7, _RESIDUAL_KEYS, ("strength=0.7", "scale=")),
     "SpectrallyBoundedResidual": Case(
         _residual, (2, 6, 4), _residual_bound, ("tightness", *_RESIDUAL_KEYS), ("bound=0.7", "scale=")
     ),

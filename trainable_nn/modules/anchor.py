@@ -71,7 +71,8 @@ class Anchor:
     geometry: tuple[tuple[str, object], ...]
 
     def fits(self, part: LinearPart) -> bool:
-        return self.geometry == part.geometry and self.weight.shape == part.weight.shape
+        there = self.weight.shape == part.weight.shape and self.weight.device == part.weight.device
+        return there and self.geometry == part.geometry
 
     def moved(self, device: torch.device) -> "Anchor":
         return Anchor(self.weight.to(device), self.bound.to(device), self.geometry)
@@ -79,13 +80,24 @@ class Anchor:
 
 def acting_weight(part: LinearPart) -> Tensor:
     """The weight as the operator reads it, with its rows' factors: rounded to autocast's dtype where autocast is on."""
-    weight, kind = part.weight, part.weight.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
-        weight = weight.to(torch.get_autocast_dtype(kind))
+    weight = part.weight
+    if _is_rounded(weight):
+        weight = weight.to(torch.get_autocast_dtype(weight.device.type))
     weight = weight.float() if weight.dtype in HALVES else weight
     if part.rows is None:
         return weight
     return weight * part.rows.to(weight.dtype).reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _is_rounded(weight: Tensor) -> bool:
+    """Whether autocast rounds it; it leaves float64 alone."""
+    kind = weight.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind) and weight.dtype != torch.float64
+
+
+def _supremum(part: LinearPart) -> float:
+    """Infinity where autocast rounds what a normalised layer keeps below its supremum."""
+    return math.inf if _is_rounded(part.weight) else part.supremum
 
 
 def size_of(part: LinearPart) -> Bounds:
@@ -105,7 +117,8 @@ def bounds_of(part: LinearPart, anchors: Mapping[str, Anchor]) -> Bounds:
         proved = torch.minimum(proved, anchor.bound + part.factor * (away + rounded * length))
     if part.rows is not None:
         proved = proved * (1 + 4 * _roundoff(weight))
-    return Bounds(_size(part, weight), proved.clamp(max=part.supremum) if part.supremum < math.inf else proved)
+    supremum = _supremum(part)
+    return Bounds(_size(part, weight), proved.clamp(max=supremum) if supremum < math.inf else proved)
 
 
 def _size(part: LinearPart, weight: Tensor) -> Tensor:
@@ -138,7 +151,7 @@ def anchored(part: LinearPart, old: Anchor | None) -> Anchor:
     """
     weight = acting_weight(part).detach().clone()
     bound = torch.tensor(tight_bound(part, weight), dtype=torch.float64, device=weight.device)
-    if old is None or not old.fits(part) or (old.weight.dtype, old.weight.device) != (weight.dtype, weight.device):
+    if old is None or not old.fits(part) or old.weight.dtype != weight.dtype:
         return Anchor(weight, bound, part.geometry)
     old.weight.copy_(weight)
     old.bound.copy_(bound)
@@ -152,7 +165,7 @@ def tight_bound(part: LinearPart, weight: Tensor, input_shape: tuple[int, ...] |
         See ``operator_norm_at_most``; the grid is coarser where there are more channels, 13 % of excess at 512.
     """
     if not part.geometry:
-        return min(matrix_norm_at_most(weight), part.supremum)
+        return min(matrix_norm_at_most(weight), _supremum(part))
     narrow = min(weight.shape[0] // part.groups, weight.shape[1])
     rtol = 0.05 if input_shape is not None else min(1.0, max(0.05, narrow / 512))
-    return min(convolution_norm_at_most(weight, input_shape, rtol=rtol, **dict(part.geometry)), part.supremum)
+    return min(convolution_norm_at_most(weight, input_shape, rtol=rtol, **dict(part.geometry)), _supremum(part))

@@ -8,6 +8,12 @@ from torch.nn.parameter import is_lazy
 from ..errors import ConversionError
 
 
+def _may_look_at(x: Tensor) -> bool:
+    """Whether Python may decide by values of x without a wait or a break of a graph."""
+    plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return plain and x.device.type == "cpu"
+
+
 class FlooredBatchNorm:
     r"""y = gamma (x - mu) / m(s) + beta with s = (var + eps)^(1/2) and a denominator m(s) >= floor; else torch's own.
 
@@ -25,7 +31,8 @@ class FlooredBatchNorm:
     Shape:
         As torch's layer.
     Cost:
-        Torch's layer, and in training the variance once more: torch doesn't give its own away differentiably.
+        Torch's layer, and in training the variance once more, since torch doesn't give its own away; and differentiably
+        so where a channel is below the floor, and wherever Python must not look at x (compiled, torch.func, CUDA).
     Raises:
         ValueError: floor is not above 0 and finite; and whatever torch's layer raises.
     Source:
@@ -98,18 +105,20 @@ class FlooredBatchNorm:
                 momentum = 1.0 / float(self.num_batches_tracked)
         return momentum
 
-    def _weight(self, x: Tensor, of_batch: bool) -> Tensor:
+    def _weight(self, x: Tensor, of_batch: bool) -> Tensor | None:
         """gamma s / m(s), which torch's layer then divides by s; gamma itself where s / m(s) = 1."""
-        var = self._variance(x) if of_batch else self.running_var
+        if of_batch and _may_look_at(x) and bool((self._shrink(self._variance(x.detach())) == 1).all()):
+            return self.weight  # no derivative is lost: that of s / m(s) is 0 as well
+        shrink = self._shrink(self._variance(x) if of_batch else self.running_var)
+        if self.weight is None:
+            return shrink.to(x.dtype if shrink.dtype != torch.float64 else shrink.dtype)
+        return (self.weight * shrink).to(self.weight.dtype)
+
+    def _shrink(self, var: Tensor) -> Tensor:
+        """s / m(s)"""
         var = var.float() if var.dtype in (torch.float16, torch.bfloat16) else var
         ratio = (var + self.eps).sqrt() / self.floor
-        if self.smooth:
-            shrink = torch.where(ratio < 2, ratio / (1 + ratio.square() / 4), 1.0)
-        else:
-            shrink = ratio.clamp(max=1.0)
-        if self.weight is None:
-            return shrink.to(x.dtype if var.dtype != torch.float64 else var.dtype)
-        return (self.weight * shrink).to(self.weight.dtype)
+        return torch.where(ratio < 2, ratio / (1 + ratio.square() / 4), 1.0) if self.smooth else ratio.clamp(max=1.0)
 
     @staticmethod
     def _variance(x: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def _sequential(module, reading, rules) -> "float | Bounds":
         if merged:
             merged = False
             continue
-        merged = type(child) in MERGED and type(after) in FLOORED and rules.get(type(child)) is _weighted
+        merged = type(after) is MERGED.get(type(child), "") and rules.get(type(child)) is _weighted
         merged = merged and rules.get(type(after)) is _floored and not reading.any_weights
         merged = merged and not _computes_a_weight(child) and "forward" not in {**vars(child), **vars(after)}
         bounds.append(_linear(child, inside, after) if merged else lipschitz_bound(child, inside, rules))
@@ -332,12 +332,12 @@ ISOMETRIES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUn
 PADDINGS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 SLOPE_ONE = (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.Hardtanh, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-MERGED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # what the factors of a normalisation behind it can join
+MERGED = {nn.Conv2d: FlooredBatchNorm2d, nn.Conv3d: FlooredBatchNorm3d}  # others may count channels on another axis
 FLOORED = (FlooredBatchNorm1d, FlooredBatchNorm2d, FlooredBatchNorm3d)
 OURS = (EntryNormLinear, EntryNormConv1d, EntryNormConv2d, EntryNormConv3d)
 OURS += (WeightNormLinear, WeightNormConv1d, WeightNormConv2d, WeightNormConv3d)
 OURS += (SpectralNormLinear, SpectralNormConv1d, SpectralNormConv2d, SpectralNormConv3d)
-WEIGHTED = (*MERGED, *TRANSPOSED)
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 ADAPTIVE += (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 

@@ -255,6 +255,9 @@ class SpectrallyBoundedResidual(nn.Module):
     def freeze(self) -> None:
         """Make a the constant that it is now; the bound then holds for these weights only. ``fold`` does so."""
         self._frozen = float(self.scale)
+        hooks = self._load_state_dict_post_hooks
+        for key in [key for key, hook in hooks.items() if hook is _prove_what_was_loaded]:
+            del hooks[key]
 
     def extra_repr(self) -> str:
         said = "" if self.tightness.is_meta else f", scale={float(self.scale):.4g}"

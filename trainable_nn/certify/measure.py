@@ -59,7 +59,11 @@ def jacobian_extremes(problem: Problem, budget: int, watch: Watch) -> Extremes:
     if count < outputs:
         found = f"the last {count} parameters" if count else "no parameters"
         return Extremes(0.0, None, f"{found} fit the budget, for {outputs} outputs", count)
-    jacobian = dense_jacobian(problem, chosen, watch)
+    try:
+        jacobian = dense_jacobian(problem, chosen, watch)
+    except Exception as error:  # noqa: BLE001, torch.func refuses some forwards, in many ways
+        reason = " ".join(str(error).split())[:200]
+        return Extremes(0.0, None, f"Jacobian, which torch.func does not give ({reason})", count)
     smallest, largest = extremes_of(jacobian)
     if len(chosen) == len(parameters):
         return Extremes(smallest, largest, "exact Gram matrix of all parameters", count)
@@ -99,7 +103,8 @@ def dense_jacobian(problem: Problem, names: list[str], watch: Watch) -> Tensor:
     chosen = {name: parameters[name].detach() for name in names}
 
     def network(values: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(problem.model, {**others, **values}, (problem.inputs,)).flatten()
+        buffers = {name: b.clone() for name, b in problem.model.named_buffers()}  # batch norm writes into its own
+        return torch.func.functional_call(problem.model, {**buffers, **others, **values}, (problem.inputs,)).flatten()
 
     outputs, pull = torch.func.vjp(network, chosen)
     rows, width = outputs.numel(), sum(p.numel() for p in chosen.values())

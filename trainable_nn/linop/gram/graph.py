@@ -35,9 +35,13 @@ class Slot:
 
 @dataclass
 class Graph:
-    """Operations that carry data, from the output to the inputs; each with its slots and its edges to other data."""
+    """Operations that carry data, from the output to the inputs; each with its slots and its edges to other data.
+
+    ``names`` are those of all operations, also of the ones that no parameter reaches.
+    """
 
     order: list
+    names: set[str]
     slots: dict[object, list[Slot]] = field(default_factory=dict)
     data: dict[object, list[tuple[int, Edge]]] = field(default_factory=dict)
 
@@ -66,7 +70,7 @@ def read_graph(root, inputs: set[int], names: Mapping[int, str]) -> Graph:
             below[node] = {name: edge for m, _ in children for name, edge in below[m].items()}
             data[node] = node.name() in DATA or any(data[m] for m, _ in children)
     data[root] = True
-    graph = Graph([node for node in order if data[node] and below[node]])
+    graph = Graph([node for node in order if data[node] and below[node]], {node.name() for node in order})
     for node in graph.order:
         slots, rest = [], []
         for index, (m, nr) in enumerate(node.next_functions):

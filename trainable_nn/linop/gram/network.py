@@ -44,12 +44,11 @@ class Network:
         """The graph of ``forward``'s result."""
         names = {id(p): name for name, p in self.parameters.items()}
         graph = read_graph(y.grad_fn, {id(x)}, names)
-        for node in graph.order:
-            if node.name() == "CheckpointFunctionBackward":
-                raise ValueError(
-                    f"{self.where}: a part of the model runs under reentrant checkpointing, which hides its parameters. "
-                    f"Pass use_reentrant=False to torch.utils.checkpoint.checkpoint."
-                )
+        if "CheckpointFunctionBackward" in graph.names:
+            raise ValueError(
+                f"{self.where}: a part of the model runs under reentrant checkpointing, which hides its parameters. "
+                f"Pass use_reentrant=False to torch.utils.checkpoint.checkpoint."
+            )
         return graph
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import warnings
+from dataclasses import replace
 
 import mpmath as mp
 import numpy as np
@@ -19,8 +20,16 @@ from torch import nn
 
 import trainable_nn as tnn
 from trainable_nn.errors import UnboundedError
-from trainable_nn.linop import axes, convolution_norm_at_most, matrix_norm_at_most, operator_norm_at_most
+from trainable_nn.linop import (
+    axes,
+    convolution_norm_at_most,
+    differentiable_norm_at_most,
+    matrix_norm_at_most,
+    operator_norm_at_most,
+    operator_norms_at_most,
+)
 from trainable_nn.linop.definite import raised_level
+from trainable_nn.linop.operator_norm import Attained
 from trainable_nn.linop.symbol import gram_of, grid_maximum
 from trainable_nn.theory.convolution import geometry_factor
 
@@ -452,3 +461,141 @@ def test_a_layer_without_values_or_output_is_refused():
         operator_norm_at_most(nn.ConvTranspose1d(2, 2, 3, padding=3), (1,))
     with pytest.raises(ValueError, match="must end in in_features=3"):
         operator_norm_at_most(nn.Linear(3, 2), (2,))
+
+
+def differentiated(layer: nn.Module, shape) -> tuple[float, float]:
+    """(difference quotient, gradient times direction) of the bound, in a random direction of the weight."""
+    bound = differentiable_norm_at_most(layer, shape)
+    bound.backward()
+    weight = layer.weight
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=F64)
+    start, step, values = weight.data.clone(), 1e-5, []
+    for sign in (1, -1):
+        weight.data = start + sign * step * direction
+        values.append(float(differentiable_norm_at_most(layer, shape)))
+    weight.data = start
+    return (values[0] - values[1]) / (2 * step), float((weight.grad * direction).sum())
+
+
+DIFFERENTIABLE = {
+    "padded": (lambda: nn.Conv2d(3, 4, 3, 1, 1, dtype=F64), (6, 5)),
+    "strided": (lambda: nn.Conv2d(3, 8, 3, 2, 1, dtype=F64), (8, 8)),
+    "strided, more rows": (lambda: nn.Conv2d(2, 24, 4, 2, 1, dtype=F64), (8, 8)),
+    "dilated, in groups": (lambda: nn.Conv2d(4, 4, 3, 1, 2, 2, groups=2, dtype=F64), (7, 7)),
+    "of every size": (lambda: nn.Conv1d(2, 3, 4, 3, 1, dtype=F64), None),
+    "patches": (lambda: nn.Conv2d(3, 5, 2, 2, dtype=F64), (6, 6)),
+    "unused taps": (lambda: nn.Conv2d(3, 3, (1, 5), 1, (0, 2), dtype=F64), (1, 2)),
+    "reflected": (lambda: nn.Conv2d(8, 2, 3, 2, 1, padding_mode="reflect", dtype=F64), (8, 8)),
+    "three axes": (lambda: nn.Conv3d(2, 2, 2, 1, 1, dtype=F64), (3, 3, 3)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 3, 3, 2, 1, dtype=F64), (5, 5)),
+    "linear": (lambda: nn.Linear(4, 6, dtype=F64), None),
+    "weight norm": (lambda: tnn.WeightNormConv2d(3, 4, 3, padding=1, dtype=F64), (6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_the_gradient_of_the_bound_is_its_difference_quotient(name):
+    make, shape = DIFFERENTIABLE[name]
+    torch.manual_seed(0)
+    layer = make()
+    quotient, product = differentiated(layer, shape)
+    assert abs(product) > 1e-3  # a zero gradient would pass otherwise
+    assert abs(quotient - product) <= 1e-5 * max(1.0, abs(product))
+    bound = float(differentiable_norm_at_most(layer, shape).detach())
+    assert bound <= operator_norm_at_most(layer, shape) * (1 + 1e-6)
+    if shape is not None and not hasattr(layer, "effective_weight"):
+        assert bound >= oracles.norm_of(oracles.matrix_of(layer, (layer.in_channels, *shape))) * ORACLE
+
+
+def test_the_gradient_of_another_frequency_is_not_the_difference_quotient(monkeypatch):
+    """The law above can fail: half a turn beside the peak the derivative is another one."""
+    waves = Attained.waves
+    monkeypatch.setattr(Attained, "waves", lambda self: waves(replace(self, turns=self.turns + 0.5)))
+    torch.manual_seed(0)
+    quotient, product = differentiated(nn.Conv2d(3, 4, 3, 1, 1, dtype=F64), (6, 5))
+    assert abs(quotient - product) > 0.1
+
+
+def test_descent_along_the_gradient_lowers_the_bound_and_the_norm():
+    torch.manual_seed(1)
+    layer = nn.Conv2d(4, 4, 3, padding=1, dtype=F64)
+    optimiser = torch.optim.SGD([layer.weight], lr=0.02)
+    norms = []
+    for _ in range(25):
+        norms.append(dense_norm(layer, 4, (6, 6)))
+        optimiser.zero_grad()
+        bound = differentiable_norm_at_most(layer, (6, 6))
+        assert float(bound.detach()) >= norms[-1] * ORACLE
+        bound.backward()
+        optimiser.step()
+    assert norms[-1] < 0.8 * norms[0]
+
+
+def test_a_weight_with_arguments_is_differentiated_too_and_only_once():
+    weight = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    bound = differentiable_norm_at_most(weight, (8, 8), padding=1, groups=2)
+    assert bound.dtype == F64
+    assert float(bound.detach()) == pytest.approx(convolution_norm_at_most(weight, (8, 8), padding=1, groups=2), rel=2e-3)
+    (gradient,) = torch.autograd.grad(3 * bound, weight, create_graph=True)
+    assert gradient.dtype == torch.float32
+    assert float((gradient.detach() * weight.detach()).sum()) == pytest.approx(3 * float(bound.detach()), rel=1e-5)  # Euler
+    with pytest.raises(RuntimeError, match="differentiate twice|does not require grad"):
+        torch.autograd.grad(gradient.sum(), weight)
+    with pytest.raises(TypeError, match="padding was given beside a Conv2d"):
+        differentiable_norm_at_most(nn.Conv2d(1, 1, 3), (8, 8), padding=1)
+    zero = nn.Conv2d(2, 2, 3, padding=1)
+    zero.weight.data.zero_()
+    differentiable_norm_at_most(zero, (5, 5)).backward()
+    assert not zero.weight.grad.any()
+
+
+class Shared(nn.Module):
+    """One convolution at two paths and two sizes, one behind a norm, one never reached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.again, self.norm = self.first, nn.BatchNorm2d(3)
+        self.strange = Strange(3, 3, 3)
+        self.head, self.idle = nn.Linear(3, 5), nn.Linear(7, 2)
+        self.wrapped = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))
+
+    def forward(self, x):
+        x = self.strange(self.norm(self.first(x)))
+        return self.head(self.wrapped(self.again(x)).mean((2, 3)))
+
+
+class Strange(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_networks_layers_are_bounded_at_the_sizes_they_see_and_the_others_are_named():
+    torch.manual_seed(0)
+    model = Shared().train()
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    rows = operator_norms_at_most(model, (2, 3, 9, 8))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training and model.norm.training and not model.first._forward_pre_hooks
+    found = {(row.path, row.input_shape): row for row in rows}
+    assert len(found) == len(rows) == 7
+    for size in ((9, 8), (7, 6)):
+        row = found["first", (3, *size)]
+        truth = dense_norm(model.first, 3, size)
+        assert (row.kind, row.also, row.reason) == ("Conv2d", ("again",), "")
+        assert truth * ORACLE <= row.norm_at_most <= truth * 1.15
+    assert found["head", (3,)].norm_at_most == operator_norm_at_most(model.head, None)
+    assert found["wrapped", (3, 7, 6)].norm_at_most == operator_norm_at_most(model.wrapped, (7, 6))
+    assert found["idle", None].norm_at_most is None and "never reached" in found["idle", None].reason
+    assert found["norm", None].reason == "no linear layer or convolution"
+    assert "forward or a weight of its own" in found["strange", (3, 9, 8)].reason
+    with pytest.raises(ValueError, match="rtol must be a number above 0"):
+        operator_norms_at_most(model, torch.zeros(1, 3, 9, 8), rtol=0.0)
+
+
+def test_the_progress_of_a_network_goes_to_stderr_and_changes_nothing(capsys):
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU())
+    silent = operator_norms_at_most(model, (1, 1, 9))
+    assert operator_norms_at_most(model, torch.zeros(1, 1, 9), progress=True) == silent
+    assert capsys.readouterr().out == ""

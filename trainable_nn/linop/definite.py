@@ -24,7 +24,7 @@ from .norm import U
 
 CONSTANT = 8
 CANDIDATES = 4  # matrices that Lanczos looks at before a level is tried
-LANCZOS_STEPS = 24
+LANCZOS_STEPS = 40
 TINY = 2.0**-900
 LEAF = 64  # channels; a larger factor is found by halves
 
@@ -84,11 +84,30 @@ def _factorise(a: Tensor) -> Tensor:
     return _factorise(rest) & ends
 
 
-def rayleigh_quotients(grams: Tensor, steps: int = LANCZOS_STEPS) -> Tensor:
+def top_vector(gram: Tensor, level: float, steps: int = 8) -> Tensor:
+    """About the top eigenvector (c, 1) of one Hermitian matrix, by inverse iteration at a level just above its norm."""
+    shifted = -gram
+    shifted.diagonal().add_(level)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    if int(info) != 0:  # the level is the norm, to rounding
+        return torch.linalg.eigh(gram)[1][:, -1:]
+    v = _start(gram)
+    for _ in range(steps):
+        v = torch.cholesky_solve(v, factor)
+        v = v / torch.linalg.vector_norm(v)
+    return v
+
+
+def _start(grams: Tensor) -> Tensor:
+    c = grams.shape[-1]
+    generator = torch.Generator("cpu").manual_seed(c)
+    return torch.randn(c, 1, generator=generator, dtype=torch.float64, device="cpu").to(grams.dtype)
+
+
+def rayleigh_quotients(grams: Tensor, steps: int = LANCZOS_STEPS, start: Tensor | None = None) -> Tensor:
     """An estimate of the largest eigenvalue of each matrix, from below, by Lanczos without reorthogonalisation."""
     batch, c, _ = grams.shape
-    generator = torch.Generator().manual_seed(c)
-    v = torch.randn(c, 1, generator=generator, dtype=torch.float64).to(grams.dtype).expand(batch, c, 1)
+    v = (_start(grams) if start is None else start).expand(batch, c, 1)
     v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
     before, beta, alphas, betas = torch.zeros_like(v), 0.0, [], []
     for _ in range(min(c, steps)):

@@ -56,7 +56,7 @@ def read_layer(layer: nn.Module, input_shape: Sequence[int] | None) -> Tensor | 
     """
     name = type(layer).__name__
     _check_forward(layer, name)
-    weight = layer.effective_weight() if hasattr(layer, "effective_weight") else layer.weight
+    weight = weight_of(layer)
     if isinstance(layer, nn.Linear):
         matrix = read_weight(weight, 1, name)[0]
         if input_shape is not None and (len(input_shape) == 0 or input_shape[-1] != weight.shape[1]):
@@ -73,6 +73,11 @@ def read_layer(layer: nn.Module, input_shape: Sequence[int] | None) -> Tensor | 
     return Convolution.from_arguments(
         kernel, sizes, layer.stride, layer.padding, layer.dilation, layer.padding_mode
     )
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight that acts, attached to its graph."""
+    return layer.effective_weight() if hasattr(layer, "effective_weight") else layer.weight
 
 
 def read_weight(weight: Tensor, groups: int, name: str) -> Tensor:

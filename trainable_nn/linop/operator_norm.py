@@ -14,19 +14,21 @@ The circle of the least size, its twisted seam and the rounding are ours.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 from torch import Tensor
 
-from .axes import Axis, Circle, circle_of
+from .axes import Circle, circle_of
 from .layers import Convolution, read_layer, read_weight, sizes_of
 from .norm import U, _scaled, matrix_norm_at_most
-from .symbol import Gram, estimate_beside, gram_of, grid_maximum
+from .symbol import Gram, Grid, Peak, estimates_beside, gram_of, grid_maximum
 
 MOST_FREQUENCIES = 2**20  # of a fixed grid
-WORTH = (2, 5)  # slacks to be gained before another seam is tried, if it costs below DEAR and above
-CHEAP, DEAR = 2e8, 2e9  # multiplications of a grid; a cheap one is tried with every seam all the same
+WORTH = (2, 5)  # slacks to be gained before another grid is tried, if it costs below DEAR and above
+CHEAP, DEAR = 2e8, 2e9  # multiplications of a grid; a cheap one is tried all the same
+MOST_GRIDS = (8, 2)  # that are tried beside the first, if they are cheap, and else
 COS_ERROR = 2.0**-45  # of 1 / cos, for angles of at most pi / 4
 
 
@@ -52,7 +54,7 @@ def operator_norm_at_most(conv, input_shape: Sequence[int] | None, *, rtol: floa
     layer = read_layer(conv, input_shape)
     if isinstance(layer, Tensor):
         return matrix_norm_at_most(layer, rtol=_slack(rtol))
-    return _norm_of(layer, rtol)
+    return attained_bound(layer, _slack(rtol)).bound
 
 
 def convolution_norm_at_most(
@@ -74,7 +76,7 @@ def convolution_norm_at_most(
     matrices = read_weight(weight, groups, "convolution_norm_at_most")
     geometry = (stride, padding, dilation, padding_mode)
     sizes = sizes_of(input_shape, weight.dim() - 2, groups * weight.shape[1], "convolution_norm_at_most")
-    return _norm_of(Convolution.from_arguments(matrices, sizes, *geometry), rtol)
+    return attained_bound(Convolution.from_arguments(matrices, sizes, *geometry), _slack(rtol)).bound
 
 
 def _slack(rtol: float) -> float:
@@ -83,52 +85,101 @@ def _slack(rtol: float) -> float:
     return max(min(rtol, 1.0) / 50, 1e-10)
 
 
-def _norm_of(layer: Convolution, rtol: float) -> float:
-    slack, circles = _slack(rtol), [circle_of(axis) for axis in layer.axes]
+@dataclass(frozen=True)
+class Attained:
+    """A bound, and which matrix has it: the symbol of one group at some turns of each axis (None: the kernel's matrix).
+
+    taps: the numbers of the taps in use. positions: theirs on the axes; a step is a stride.
+    """
+
+    bound: float
+    group: int
+    taps: np.ndarray
+    positions: np.ndarray
+    strides: tuple[int, ...]
+    turns: np.ndarray | None
+
+    def waves(self) -> tuple[list[int], np.ndarray]:
+        """For each tap in use the number of its block of columns, and the unit complex number that multiplies it."""
+        if self.turns is None:
+            return list(range(len(self.taps))), np.ones(len(self.taps))
+        steps, phases = np.divmod(self.positions, np.array(self.strides))
+        number = np.ravel_multi_index(tuple(phases.T), self.strides)
+        return number.tolist(), np.exp(2j * np.pi * (steps * self.turns).sum(1))
+
+
+def attained_bound(layer: Convolution, slack: float, narrow: float | None = None) -> Attained:
+    """The bound for a layer that was read; ``narrow`` is the arithmetic's share, if not slack too."""
+    narrow = slack if narrow is None else narrow
+    circles = [circle_of(axis) for axis in layer.axes]
     uses = math.prod(circle.uses for circle in circles)
     used = [circle.taps for circle in circles]
-    kernel = layer.kernel[(slice(None),) * 3 + np.ix_(*used)] if uses else layer.kernel[..., :0]
+    kernel = layer.kernel if uses else layer.kernel[..., :0]
+    if uses and any(len(taps) < k for taps, k in zip(used, layer.kernel.shape[3:])):
+        kernel = kernel[(slice(None),) * 3 + np.ix_(*used)]
     kernel, exponent = _scaled(kernel.flatten(3).contiguous())
+    reach = np.stack(np.meshgrid(*(t * a.dilation for t, a in zip(used, layer.axes)), indexing="ij"), -1)
+    reach = reach.reshape(-1, len(layer.axes))
+    strides, shape = tuple(axis.stride for axis in layer.axes), layer.kernel.shape[3:]
+    taps = np.ravel_multi_index(np.ix_(*used), shape).ravel() if uses else np.arange(0)
+
+    def attained(bound: float, group: int, turns: np.ndarray | None = None) -> Attained:
+        return Attained(_shifted(bound, exponent or 0) if bound else 0.0, group, taps, reach, strides, turns)
+
     if exponent is None:
-        return 0.0
-    bound = math.inf if uses == 1 else _circle_bound(kernel, used, layer.axes, circles, slack)
+        return attained(0.0, 0)
+    bound, group, turns = math.inf, 0, None
+    if uses > 1:
+        gram = gram_of(kernel, reach, strides)
+        bound, group, turns = _circle_bound(gram, circles, slack, narrow)
     overlap = _up(math.sqrt(uses))
     groups, rows, *_ = kernel.shape
     matrices = kernel.reshape(groups, rows, -1)
     least = float(matrices.square().sum((1, 2)).max()) / min(matrices.shape[1:])  # at most the squared norm
     if math.sqrt(least) * overlap < bound:
-        norm = max(matrix_norm_at_most(matrix, rtol=slack) for matrix in matrices)
-        bound = min(bound, norm if uses == 1 else _up(norm * overlap))
-    return _shifted(bound, exponent)
+        norms = [matrix_norm_at_most(matrix, rtol=narrow) for matrix in matrices]
+        norm = max(norms)
+        norm, at = (norm if uses == 1 else _up(norm * overlap)), norms.index(norm)
+        if norm < bound:
+            return attained(norm, at)
+    return attained(bound, group, turns)
 
 
 def _circle_bound(
-    kernel: Tensor, used: list[np.ndarray], axes: Sequence[Axis], circles: list[Circle], slack: float
-) -> float:
-    """factor * max ||M(w)|| over the best of the grids."""
-    reach = np.stack(np.meshgrid(*(t * a.dilation for t, a in zip(used, axes)), indexing="ij"), -1)
-    gram = gram_of(kernel, reach.reshape(-1, len(axes)), tuple(a.stride for a in axes))
-    sizes, factor, twists = [], math.sqrt(math.prod(c.copies for c in circles)), []
+    gram: Gram, circles: list[Circle], slack: float, narrow: float
+) -> tuple[float, int, np.ndarray | None]:
+    """factor * max ||M(w)|| over the best of the grids; the group and the turns of each axis where it is."""
+    factor, choices = math.sqrt(math.prod(c.copies for c in circles)), []
+    places = [circle.places or circle.degree for circle in circles]
+    longer = (0, 1) if _multiplications(gram, places) < DEAR else (0,)
     for circle in circles:
-        size, cost = _fixed_grid(circle, slack, len(axes))
+        size, cost = _fixed_grid(circle, slack, len(circles))
         if circle.places is not None and circle.places <= size:
             size, cost = circle.places, 1.0
-        sizes.append(size)
         factor *= cost
-        twists.append((0, 1) if circle.open and circle.places == size else (0,))
-    squared = _least_maximum(gram, tuple(sizes), list(product(*twists)), slack)
-    return _up(_up(math.sqrt(squared)) * factor)
+        free = circle.open and circle.places == size
+        choices.append([(size + more, twist) for more in longer for twist in (0, 1)] if free else [(size, 0)])
+    grids = [tuple(zip(*grid)) for grid in product(*choices)]
+    squared, peak, grid = _least_maximum(gram, grids, slack, narrow)
+    turns = None if peak is None else peak.numerators / (2 * np.array(grid[0]))
+    return _up(_up(math.sqrt(squared)) * factor), (0 if peak is None else peak.group), turns
 
 
-def _least_maximum(gram: Gram, sizes: tuple[int, ...], seams: list[tuple[int, ...]], slack: float) -> float:
-    """The least bound of max ||G(w)|| over the seams; dear ones are passed over if no better beside the first one's peak."""
-    squared, peak = grid_maximum(gram, sizes, seams[0], 2 * slack)
-    cost = _multiplications(gram, sizes)
-    worth = 1 - 2 * slack * WORTH[cost > DEAR]
-    for seam in seams[1:] if peak is not None else ():
-        if cost < CHEAP or estimate_beside(gram, sizes, seam, peak) < squared * worth:
-            squared = min(squared, grid_maximum(gram, sizes, seam, 2 * slack, squared)[0])
-    return squared
+def _least_maximum(gram: Gram, grids: list[Grid], slack: float, narrow: float) -> tuple[float, Peak | None, Grid]:
+    """The least bound of max ||G(w)|| over the grids: of the first, and of those that promise less beside its peak."""
+    squared, peak = grid_maximum(gram, *grids[0], 2 * narrow)
+    best = squared, peak, grids[0]
+    if peak is None or len(grids) == 1:
+        return best
+    cost = _multiplications(gram, grids[0][0])
+    estimates = estimates_beside(gram, grids[0], peak, squared, grids[1:])
+    order = sorted(zip(estimates, grids[1:]))
+    worth = 2.0 if cost < CHEAP else 1 - 2 * slack * WORTH[cost > DEAR]
+    for estimate, grid in order[: MOST_GRIDS[cost >= CHEAP]]:
+        if estimate < best[0] * worth:
+            found = grid_maximum(gram, *grid, 2 * narrow, best[0])
+            best = min(best, (*found, grid), key=lambda bound: bound[0])
+    return best
 
 
 def _fixed_grid(circle: Circle, slack: float, axes: int) -> tuple[int, float]:

@@ -23,12 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .definite import definiteness_error, raised_level, rayleigh_quotients
+from .definite import definiteness_error, raised_level, rayleigh_quotients, top_vector
 from .norm import LOST, U
 
 TABLE = 2.0**-46
 SMALL = 2**14  # entries of a tap
-CHUNK = 2**18  # complex numbers at a time: 4 MiB stay in the cache
+CHUNK = 2**19  # complex numbers at a time: 8 MiB
+WARM_STEPS = 4  # of Lanczos from a neighbour's vector
+Grid = tuple[tuple[int, ...], tuple[int, ...]]  # its sizes, and 0 or 1 for each axis: half a step beside zero
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,15 @@ def gram_of(kernel: Tensor, positions: np.ndarray, strides: tuple[int, ...]) -> 
     lags, pairs = _pairs(positions, strides)
     kernel = kernel.permute(0, 3, 1, 2).contiguous()  # (groups, taps, c, columns)
     groups, taps, c, width = kernel.shape
-    even = kernel.new_zeros(groups, len(lags), c, c)
-    odd = torch.zeros_like(even)
+    even, odd = (kernel.new_empty(groups, len(lags), c, c) for _ in (0, 1))
     for number, (i, j) in enumerate(pairs):
         r = _correlation(kernel, i, j)
-        even[:, number] = r if number == 0 else r + r.mT
-        odd[:, number] = 0.0 if number == 0 else r - r.mT
+        if number == 0:
+            even[:, 0], odd[:, 0] = r, 0.0
+            continue
+        turned = r.mT.contiguous()
+        torch.add(r, turned, out=even[:, number])
+        torch.sub(r, turned, out=odd[:, number])
     count = kernel[0].numel()
     squared = float(kernel.square().sum((1, 2, 3)).max()) * (1 + 4 * count * U) + count * LOST
     n, terms = taps * width, len(lags)
@@ -167,16 +172,27 @@ class Peak:
     numerators: np.ndarray
 
 
-def estimate_beside(gram: Gram, sizes: tuple[int, ...], twists: tuple[int, ...], peak: Peak) -> float:
-    """An estimate, from below, of the twisted grid's maximum, at its points next to the untwisted grid's."""
-    steps = np.array(list(itertools.product(*({-t, t} for t in twists))))
+def estimates_beside(gram: Gram, grid: Grid, peak: Peak, level: float, others: list[Grid]) -> list[float]:
+    """Estimates, from below, of other grids' maxima: at their points next to the peak of the first, proved below level."""
     one = replace(gram, even=gram.even[peak.group, None], odd=gram.odd[peak.group, None])
-    return float(rayleigh_quotients(_values(one, sizes, peak.numerators + steps)).max())
+    turns = peak.numerators / (2 * np.array(grid[0]))
+    start = top_vector(_values(one, grid[0], peak.numerators[None])[0], level)
+    angles = []
+    for sizes, twists in others:
+        low = np.floor(turns * sizes - np.array(twists) / 2)
+        corners = low + np.array(list(itertools.product((0, 1), repeat=len(sizes))))
+        numerators = (2 * corners + np.array(twists)).astype(np.int64)
+        angles.append(_angles(numerators, gram.lags, sizes))
+    quotients = rayleigh_quotients(_at_angles(one, torch.cat(angles)), WARM_STEPS, start)
+    return quotients.reshape(len(others), -1).amax(1).tolist()
 
 
 def _values(gram: Gram, sizes: tuple[int, ...], numerators: np.ndarray) -> Tensor:
     """G at some frequencies, for one group after the other: (groups * frequencies, c, c)."""
-    angle = _angles(numerators, gram.lags, sizes)
+    return _at_angles(gram, _angles(numerators, gram.lags, sizes))
+
+
+def _at_angles(gram: Gram, angle: Tensor) -> Tensor:
     real, imaginary = torch.cos(angle) @ gram.even, torch.sin(angle) @ gram.odd
     return torch.complex(real, imaginary).reshape(-1, gram.channels, gram.channels)
 

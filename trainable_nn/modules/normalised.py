@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..linop import matrix_norm_at_most
+from ..linop import matrix_norm_at_most, operator_norm_at_most
 from ..theory.convolution import geometry_factor
 from ..theory.parameterisations import EntryNormConstants, WeightNormConstants
 from ..theory.rounding import product_up, up
@@ -33,14 +33,13 @@ class Normalised:
         """A proved upper bound of ||x -> W x|| for the weight that acts now, W = ``effective_weight()``.
 
         It holds for W as the operator computes it in the layer's dtype and, for float32 and float64 weights, for the
-        exact P(w) and every order of its arithmetic. It is never above ``operator_norm_supremum``. A convolution's
-        kernel counts as a matrix, times how often one pixel is used: sound, and loose by up to that factor.
+        exact P(w) and every order of its arithmetic. It is never above ``operator_norm_supremum``.
 
         Shape:
             input_shape: the image's sizes, with or without channels and batch before them; without it the bound
             holds for every size. A linear layer needs none.
         Cost:
-            ``matrix_norm_at_most`` for each group.
+            ``matrix_norm_at_most`` for each group, and ``linop.operator_norm_at_most`` of a convolution.
         Raises:
             ValueError: the weight is on the meta device or not finite, or input_shape gives no output.
         """
@@ -53,7 +52,9 @@ class Normalised:
         weight = self.effective_weight().detach().reshape(groups, rows, columns)
         norm = max((matrix_norm_at_most(matrix) for matrix in weight), default=0.0)
         allowance = self.constants().norm_allowance(rows, columns, _roundoff(self.weight.dtype))
-        bound = product_up([norm, up(1.0 + allowance), self._geometry_factor(input_shape)])
+        matrix = product_up([norm, self._geometry_factor(input_shape)])
+        tight = matrix if self.weight.dim() == 2 or norm == 0.0 else min(matrix, operator_norm_at_most(self, input_shape))
+        bound = up(tight + product_up([matrix, up(allowance)]), 2)  # P's rounding is a kernel too, bounded as a matrix
         return min(bound, self.operator_norm_supremum(input_shape))
 
     def operator_norm_supremum(self, input_shape: Sequence[int] | None = None) -> float:

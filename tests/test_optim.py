@@ -131,11 +131,43 @@ def test_convolutions_biases_and_skips_have_taylor_models():
         assert bool((error <= model.r * u**3 * (1 + 1e-9) + 1e-13).all()) and float(error.max()) > 1e-9
 
 
+def schatten_net():
+    """Schatten-normalised layers, dense and convolutions with groups, and an activation that is C^1 only."""
+    torch.manual_seed(0)
+    options = {"dtype": torch.float64}
+    first = nn.Sequential(tnn.SpectralNormConv2d(4, 4, 3, padding=1, **options), tnn.SoftSign())
+    second = nn.Sequential(tnn.Tanh(), tnn.SpectralNormConv2d(4, 4, 3, padding=1, groups=2, power=4, **options))
+    blocks = [tnn.ContractiveResidual(branch, strength=0.9) for branch in (first, second)]
+    head = tnn.SpectralNormLinear(64, 3, **options)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, **options), *blocks, nn.Flatten(), head)
+
+
+@pytest.mark.parametrize("length", [0.001, 0.1])
+def test_schatten_norms_and_softsign_have_models_of_second_order(length):
+    net, x = schatten_net(), torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    direction = {n: length * torch.randn_like(p) for n, p in net.named_parameters()}
+    ray = Ray(net, x)
+    model = ray.along(direction)
+    assert ray.order == 2
+    for u in (0.2, 0.7, 1.0):
+        moved = {n: p.detach() + u * direction[n] for n, p in net.named_parameters()}
+        error = (torch.func.functional_call(net, moved, (x,)) - model.at(u)).abs().detach()
+        assert bool((error <= model.r * u**2 * (1 + 1e-9) + 1e-13).all()) and float(error.max()) > 1e-9
+
+
+def test_certified_descent_of_schatten_norms():
+    net, x = schatten_net(), torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    losses, descent = follow(net, x, torch.ones(3, 3, dtype=torch.float64), steps=3)
+    assert all(after <= step.loss_at_most < step.loss for step, after in zip(descent.history, losses[1:]))
+
+
 def test_a_layer_without_a_taylor_rule_takes_the_ball():
-    """Softsign is C^1 only: descent is proved from the second derivative's bound instead."""
-    net = provable_net(5, 4, 2, 1, spread=0.3, activation=tnn.SoftSign)
-    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    losses, descent = follow(net, x, torch.ones(3, 2, dtype=torch.float64), steps=4)
+    """Batch normalisation couples the samples: descent is proved from the second derivative's bound instead."""
+    options = {"dtype": torch.float64}
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4, **options), nn.BatchNorm1d(4, eps=0.5, **options), nn.Linear(4, 2, **options))
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    losses, descent = follow(net, x, torch.ones(6, 2, dtype=torch.float64), steps=3)
     assert {step.way for step in descent.history} == {"ball"}
     assert all(after <= step.loss_at_most < step.loss for step, after in zip(descent.history, losses[1:]))
 

@@ -103,8 +103,7 @@ def dense_jacobian(problem: Problem, names: list[str], watch: Watch) -> Tensor:
     chosen = {name: parameters[name].detach() for name in names}
 
     def network(values: dict[str, Tensor]) -> Tensor:
-        buffers = {name: b.clone() for name, b in problem.model.named_buffers()}  # batch norm writes into its own
-        return torch.func.functional_call(problem.model, {**buffers, **others, **values}, (problem.inputs,)).flatten()
+        return problem.outputs_at({**others, **values}).flatten()
 
     outputs, pull = torch.func.vjp(network, chosen)
     rows, width = outputs.numel(), sum(p.numel() for p in chosen.values())

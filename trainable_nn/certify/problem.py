@@ -40,6 +40,11 @@ class Problem:
         """What gradient descent moves: the parameters that require gradients, each once."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def outputs_at(self, values: dict[str, Tensor]) -> Tensor:
+        """The outputs with other parameters; batch norm writes into buffers of its own."""
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        return torch.func.functional_call(self.model, {**buffers, **values}, (self.inputs,))
+
     @property
     def excess(self) -> float | None:
         return None if self.initial_loss is None else max(self.initial_loss - self.cost.infimum, 0.0)

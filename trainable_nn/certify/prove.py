@@ -16,7 +16,7 @@ from .certificate import GRADES, Certificate, Hypothesis
 from .layers import Layers, layers_of, path_in, sentence
 from .measure import BUDGET, Extremes, Watch, jacobian_extremes
 from .problem import Problem, problem_of
-from .regularity import network_regularity
+from .regularity import PreparedNetwork
 from .remedies import FUNCTION, SMOOTH, complaints, see
 
 GOAL_SHARE = 0.1  # of the initial excess, for costs whose infimum lies at infinity
@@ -233,12 +233,13 @@ def _descent(
     def constants(radius: float) -> tuple[float, float]:
         if radius not in known:
             watch("bounds on balls", len(known), len(known) + 1)
-            found = network_regularity(problem.model, problem.inputs, radius=radius, centre_jacobian=largest)
+            found = prepared.on_ball(radius, centre_jacobian=largest)
             known[radius] = (float(found.jacobian), float(found.jacobian_lipschitz))
         return known[radius]
 
     try:
-        here = network_regularity(problem.model, problem.inputs, radius=0.0, centre_jacobian=largest)
+        prepared = PreparedNetwork(problem.model, problem.inputs)
+        here = prepared.on_ball(0.0, centre_jacobian=largest)
     except (TrainableNNError, ValueError, TypeError, NotImplementedError) as error:
         where, source = path_in(error, problem.model), "paper A, Proposition 4.3 and Theorem 4.5"
         return None, largest, [Hypothesis(KNOWN, source, where, False, remedy=sentence(error), grade="ball")]

@@ -6,7 +6,7 @@ and \|rho(u)\| <= E u^k. As gamma is convex and smooth,
     gamma(z) <= gamma(p) + \|\|grad gamma(p)\|\| E u^k + (smoothness / 2) (E u^k)^2,
 
 which is evaluated, not estimated, so the step that minimises it is chosen and its loss is known before it is taken.
-Two ways to p and E: Taylor models of the network along the ray (k = 3), and, where a layer has none, DF g with the second
+Two ways to p and E: Taylor models of the network along the ray (k = 3, or 2 where a layer has no third derivative), and, where a layer has none, DF g with the second
 derivative bounded on the ball that the step can reach, \|rho(u)\| <= v^T Q v u^2 / 2 with v the norms of the
 parameters' moves (k = 2).
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import CertificateError, UnboundedError
 from .problem import Problem
 from .ray import Ray
-from .regularity import network_regularity
+from .regularity import PreparedNetwork
 
 TRIES = 8  # lengths of the ray; each is one model of it
 GRID = 64
@@ -48,11 +48,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Model:
-    """The outputs along one ray: a polynomial with coefficients for powers of u, and E u^order."""
+    """The outputs along one ray: a polynomial with coefficients for powers of u, and E u^order + slack for rounding."""
 
     coefficients: tuple[Tensor, ...]
     remainder: float
     order: int
+    slack: float
 
 
 def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float | None = None) -> Step:
@@ -61,7 +62,7 @@ def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float |
     Shape:
         gradient: a tensor for each trained parameter, by name; any direction will do, the proof is of that one.
     Cost:
-        At most TRIES models of the ray: a dozen forward passes each, or one call of ``network_regularity``.
+        At most TRIES models of the ray: a dozen forward passes each, or one ball of ``PreparedNetwork``.
     Raises:
         CertificateError: some layer has neither a Taylor rule nor bounds of its derivatives.
     """
@@ -97,23 +98,24 @@ def _modeller(problem: Problem, gradient: dict[str, Tensor]) -> tuple[Callable[[
     def along(length: float) -> Model:
         outputs = ray.along({name: -length * g for name, g in gradient.items()})
         slack = ROUNDING * float(outputs.size.norm())
-        return Model((outputs.c0, outputs.c1, outputs.c2), float(outputs.r.norm()) * (1 + ROUNDING) + slack, 3)
+        coefficients = (outputs.c0, outputs.c1, outputs.c2)[: ray.order]
+        return Model(coefficients, float(outputs.r.norm()) * (1 + ROUNDING), ray.order, slack)
 
     return along, "ray"
 
 
 def _ball_model(problem: Problem, gradient: dict[str, Tensor]) -> Callable[[float], Model]:
     moved = {name: problem.parameters[name].detach() for name in gradient}
-    network = lambda values: torch.func.functional_call(problem.model, values, (problem.inputs,))
-    start, slope = torch.func.jvp(network, (moved,), (gradient,))
+    start, slope = torch.func.jvp(problem.outputs_at, (moved,), (gradient,))
+
+    try:
+        prepared = PreparedNetwork(problem.model, problem.inputs)
+    except UnboundedError as error:
+        raise CertificateError(f"certified descent: no step is proved for this network. {error}") from error
 
     def along(length: float) -> Model:
         norms = {name: length * float(g.norm()) * (1 + ROUNDING) for name, g in gradient.items()}
-        radius = math.sqrt(sum(n * n for n in norms.values())) * (1 + ROUNDING)
-        try:
-            found = network_regularity(problem.model, problem.inputs, radius=radius)
-        except UnboundedError as error:
-            raise CertificateError(f"certified descent: no step is proved for this network. {error}") from error
+        found = prepared.on_ball(math.sqrt(sum(n * n for n in norms.values())) * (1 + ROUNDING))
         v = torch.tensor([norms[path] for path in found.paths], dtype=torch.float64)
         bent = float(v @ torch.from_numpy(found.Q) @ v) / 2
         if not math.isfinite(bent):
@@ -122,7 +124,7 @@ def _ball_model(problem: Problem, gradient: dict[str, Tensor]) -> Callable[[floa
                 "smooth activations (SmoothReLU, Softplus0, GELU1, Tanh) in place of ReLU and max pooling."
             )
         slack = ROUNDING * float(start.norm() + length * slope.norm())
-        return Model((start, -length * slope), bent * (1 + ROUNDING) + slack, 2)
+        return Model((start, -length * slope), bent * (1 + ROUNDING), 2, slack)
 
     return along
 
@@ -130,8 +132,7 @@ def _ball_model(problem: Problem, gradient: dict[str, Tensor]) -> Callable[[floa
 def _first_guess(problem: Problem, gradient: dict[str, Tensor], norm: float) -> float:
     """The step that would be best if the outputs moved in a straight line: |g|^2 / (smoothness |DF g|^2)."""
     moved = {name: problem.parameters[name].detach() for name in gradient}
-    network = lambda values: torch.func.functional_call(problem.model, values, (problem.inputs,))
-    _, slope = torch.func.jvp(network, (moved,), (gradient,))
+    _, slope = torch.func.jvp(problem.outputs_at, (moved,), (gradient,))
     speed = float(slope.square().sum())
     return norm**2 / (problem.cost.smoothness * speed) if speed > 0 else 1.0 / norm
 
@@ -149,6 +150,6 @@ def _loss_at_most(problem: Problem, model: Model, u: float) -> float:
     loss = float(cost.value(outputs, problem.targets))
     if not math.isfinite(loss):
         return math.inf
-    error = model.remainder * u**model.order
+    error = model.remainder * u**model.order + model.slack
     gradient = cost.gradient_at_most(max(loss - cost.infimum, 0.0))
     return (loss + gradient * error + 0.5 * cost.smoothness * error * error) * (1 + ROUNDING) + ROUNDING * abs(loss)

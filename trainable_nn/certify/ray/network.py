@@ -6,6 +6,7 @@ by entry and with exact coefficients up to u^2 this is far sharper than a Lipsch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 
@@ -19,8 +20,8 @@ from ..regularity.elementwise import Elementwise
 from ..regularity.network import graph_of
 from ..regularity.rules import RULES
 from ..regularity.steps import FixedLinear, Input, Step, Sum
-from .taylor import Taylor, composed, constant, product
-from .weights import weight_along
+from .taylor import Taylor, composed, composed_to_second, constant, product
+from .weights import order_of, weight_along
 
 SIGNED = (functional.orthogonal_downsample2d,)  # fixed linear maps with entries of both signs; all others have none
 
@@ -33,14 +34,13 @@ class Ray:
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor) -> None:
-        self.names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self.model = model
         first: dict[int, str] = {}
         for name, p in model.named_parameters(remove_duplicate=False):
             first.setdefault(id(p), name)
         self.first = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
         self.nodes = graph_of(model, inputs, RULES).nodes
-        for node in self.nodes:
-            _check(node.step)
+        self.order = min(_order(node.step) for node in self.nodes)
 
     def along(self, direction: Mapping[str, Tensor]) -> Taylor:
         """The outputs at theta + u d, u in [0, 1].
@@ -64,11 +64,19 @@ class Ray:
             terms = [x if s == 1.0 else x.scaled(s) for s, x in zip(step.scales, inputs)]
             return terms[0] if len(terms) == 1 else terms[0].plus(terms[1])
         if isinstance(step, Elementwise):
-            first, second = step._derivatives(inputs[0].c0)
-            return composed(inputs[0], value, first, second, step.phi.jerk)
+            return self._elementwise(step, value, inputs[0])
         if isinstance(step, Affine):
             return self._affine(step, inputs[0], direction)
         return inputs[0].map(*_both(step))
+
+    def _elementwise(self, step: Elementwise, value: Tensor, x: Taylor) -> Taylor:
+        first, second = step._derivatives(x.c0)
+        if self.order == 3:
+            return composed(x, value, first, second, step.phi.jerk)
+        near = torch.full_like(second, math.inf)
+        if step.phi.jerk < math.inf:
+            near = second.abs() + step.phi.jerk * x.reach
+        return composed_to_second(x, value, first, near.clamp_max(step.phi.curvature))
 
     def _affine(self, step: Affine, x: Taylor, direction: Mapping[str, Tensor]) -> Taylor:
         free = torch.from_numpy(step.free)
@@ -77,8 +85,10 @@ class Ray:
             signed = partial(apply_weight, step, step.weight)
             y = x.map(lambda t: signed(t), partial(apply_weight, step, step.weight.abs()))
         else:
-            weight = weight_along(step.options, free, moved)
-            y = product(weight, x, lambda w, t: apply_weight(step, w.reshape(step.weight.shape), t))
+            weight = weight_along(
+                step.options, self.model.get_submodule(step.path), step.weight.shape, free, moved, self.order
+            )
+            y = product(weight, x, lambda w, t: apply_weight(step, w.reshape(step.weight.shape), t), self.order)
         if step.bias is None:
             return y
         shift = self._moved(step, "bias", step.trains_bias, direction, step.bias)
@@ -111,14 +121,16 @@ def _both(step: FixedLinear):
     return function, function
 
 
-def _check(step: Step) -> None:
-    if isinstance(step, Elementwise) and not step.phi.jerk < float("inf"):
-        raise UnboundedError(
-            f"{step.path}: {step.kind} has no bound of its third derivative, which a certified step needs."
-        )
-    if isinstance(step, Affine):
-        probe = torch.zeros(1, 1, dtype=torch.float64)
-        if weight_along(step.options, probe, probe) is None:
-            raise UnboundedError(f"{step.path}: {step.kind} has no Taylor rule for its normalisation.")
-    elif not isinstance(step, Input | Sum | Elementwise | FixedLinear):
-        raise UnboundedError(f"{step.path}: {step.kind} has no Taylor rule; only smooth layers have.")
+def _order(step: Step) -> int:
+    """3, or 2 where a third derivative has no bound.
+
+    Raises:
+        UnboundedError: the step has no rule.
+    """
+    if isinstance(step, Input | Sum | FixedLinear):
+        return 3
+    if isinstance(step, Elementwise) and step.phi.curvature < math.inf:
+        return 3 if step.phi.jerk < math.inf else 2
+    if isinstance(step, Affine) and order_of(step.options):
+        return order_of(step.options)
+    raise UnboundedError(f"{step.path}: {step.kind} has no Taylor rule; smooth activations and affine layers have.")

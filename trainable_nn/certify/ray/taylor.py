@@ -1,8 +1,9 @@
-r"""Third-order Taylor models along a ray: x(u) = c_0 + c_1 u + c_2 u^2 + rho(u), \|rho(u)\| <= r u^3 entry by entry, u in [0, 1].
+r"""Taylor models along a ray: x(u) = c_0 + c_1 u + c_2 u^2 + rho(u), \|rho(u)\| <= r u^3 entry by entry, u in [0, 1].
 
 Sums, products and smooth functions of such models are such models. The three coefficients are computed as they are,
-so signs cancel; only what is of third order is bounded by absolute values. Rounding of float64 is not in r: whoever
-reads the result adds his margin.
+so signs cancel; only what is of third order is bounded by absolute values. Where some layer has no third derivative, all
+models are of order 2: c_2 = 0 and \|rho(u)\| <= r u^2. Rounding of float64 is not in r: whoever reads the result adds
+his margin.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
@@ -49,32 +51,36 @@ class Taylor:
         return self.c0 + u * (self.c1 + u * self.c2)
 
 
-def product(a: Taylor, b: Taylor, multiply: Bilinear) -> Taylor:
+def product(a: Taylor, b: Taylor, multiply: Bilinear, order: int) -> Taylor:
     """a * b for a bilinear map whose terms are products of entries, so that |a * b| <= |a| * |b|.
 
-    The u^3 and u^4 terms of the polynomials are summed with their signs first. For a remainder, |a| * r_b +
+    The polynomials' terms of the order and above are summed with their signs first. For a remainder, |a| * r_b +
     r_a * (|b| - r_b) covers both and their product once.
     """
+    rest = multiply(a.size, b.r) + multiply(a.r, b.c0.abs() + b.c1.abs() + b.c2.abs())
+    c0, c1 = multiply(a.c0, b.c0), multiply(a.c0, b.c1) + multiply(a.c1, b.c0)
+    second = multiply(a.c1, b.c1)
+    if order == 2:
+        return Taylor(c0, c1, torch.zeros_like(c0), second.abs() + rest)
+    c2 = multiply(a.c0, b.c2) + second + multiply(a.c2, b.c0)
     third = multiply(a.c1, b.c2) + multiply(a.c2, b.c1)
-    fourth = multiply(a.c2, b.c2)
-    polynomial = b.c0.abs() + b.c1.abs() + b.c2.abs()
-    rest = multiply(a.size, b.r) + multiply(a.r, polynomial)
-    return Taylor(
-        multiply(a.c0, b.c0),
-        multiply(a.c0, b.c1) + multiply(a.c1, b.c0),
-        multiply(a.c0, b.c2) + multiply(a.c1, b.c1) + multiply(a.c2, b.c0),
-        third.abs() + fourth.abs() + rest,
-    )
+    return Taylor(c0, c1, c2, third.abs() + multiply(a.c2, b.c2).abs() + rest)
 
 
 def composed(x: Taylor, value: Tensor, first: Tensor, second: Tensor, third_at_most: Tensor | float) -> Taylor:
-    r"""phi(x(u)) entry by entry, from phi, phi', phi'' at c_0 and a bound of \|phi'''\| where x(u) can be.
+    r"""phi(x(u)) entry by entry, to order 3, from phi, phi', phi'' at c_0 and a bound of \|phi'''\| where x(u) can be.
 
     With d = x(u) - c_0: phi(c_0) + phi' d + phi'' d^2 / 2, and at most sup \|phi'''\| \|d\|^3 / 6 more.
     """
     high = (2.0 * x.c1 * x.c2).abs() + x.c2.square() + 2.0 * (x.c1.abs() + x.c2.abs()) * x.r + x.r.square()
     rest = first.abs() * x.r + 0.5 * second.abs() * high + third_at_most / 6.0 * x.reach**3
     return Taylor(value, first * x.c1, first * x.c2 + 0.5 * second * x.c1.square(), rest)
+
+
+def composed_to_second(x: Taylor, value: Tensor, first: Tensor, second_at_most: Tensor | float) -> Taylor:
+    r"""The same to order 2: phi(c_0) + phi' d, and at most sup \|phi''\| d^2 / 2 more."""
+    rest = first.abs() * x.r + 0.5 * second_at_most * x.reach.square()
+    return Taylor(value, first * x.c1, torch.zeros_like(value), rest)
 
 
 def constant(value: Tensor) -> Taylor:

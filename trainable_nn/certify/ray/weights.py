@@ -3,55 +3,109 @@ r"""P(w + u d) as a Taylor model in u, for each normalisation P."""
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ... import functional
 from ...theory.parameterisation_balls import IdentityConstants
 from ...theory.parameterisations import EntryNormConstants, WeightNormConstants
-from .taylor import Taylor, composed, line, product
+from ...theory.schatten import SchattenNormConstants
+from .taylor import Taylor, composed, composed_to_second, line, product
+
+ROUNDING = 1 + 2.0**-30
 
 
-def weight_along(constants: object, w: Tensor, d: Tensor) -> Taylor | None:
-    """The model for a matrix w (rows, columns) moved by d; None for a P without a rule here."""
-    if isinstance(constants, IdentityConstants):
-        return line(w, d)
+def order_of(constants: object) -> int:
+    """To which order there is a rule; 0 for none."""
+    orders = {IdentityConstants: 3, EntryNormConstants: 3, WeightNormConstants: 3, SchattenNormConstants: 2}
+    return orders.get(type(constants), 0)
+
+
+def weight_along(constants: object, module: nn.Module, shape: torch.Size, w: Tensor, d: Tensor, order: int) -> Taylor:
+    """The model for a matrix w (rows, columns) moved by d; ``module`` and ``shape`` are of the layer, for a norm of all of w."""
     if isinstance(constants, EntryNormConstants):
-        return _entries(constants, w, d)
+        return _entries(constants, w, d, order)
     if isinstance(constants, WeightNormConstants):
-        return _rows(constants, w, d)
-    return None
+        return _rows(constants, w, d, order)
+    if isinstance(constants, SchattenNormConstants):
+        return _schatten(module, shape, w, d)
+    return line(w, d)
 
 
-def _entries(constants: EntryNormConstants, w: Tensor, d: Tensor) -> Taylor:
+def _entries(constants: EntryNormConstants, w: Tensor, d: Tensor, order: int) -> Taylor:
     r"""gain w (eps + w^2)^(-1/2) + leak w.
 
     With s = eps + w^2: en' = eps s^(-3/2), en'' = -3 eps w s^(-5/2), en''' = -3 eps (eps - 4 w^2) s^(-7/2). On the
-    segment \|eps - 4 w^2\| is largest at an end of \|w\|'s range, and s^(-7/2) at the lower one.
+    segment \|eps - 4 w^2\| is largest at an end of \|w\|'s range, and the powers of s at the lower one.
     """
     eps, gain = constants.eps, constants.gain
     end = w + d
     crosses = (w.sign() * end.sign()) < 0
     low = torch.where(crosses, torch.zeros_like(w), torch.minimum(w.abs(), end.abs())).square()
     high = torch.maximum(w.abs(), end.abs()).square()
-    worst = torch.maximum((eps - 4 * low).abs(), (eps - 4 * high).abs())
-    third = 3 * eps * worst * (eps + low) ** -3.5
     s = eps + w.square()
-    value, first, second = w * s**-0.5, eps * s**-1.5, -3 * eps * w * s**-2.5
-    normalised = composed(line(w, d), gain * value, gain * first, gain * second, gain * third)
+    value, first, second = gain * w * s**-0.5, gain * eps * s**-1.5, -3 * gain * eps * w * s**-2.5
+    if order == 2:
+        normalised = composed_to_second(line(w, d), value, first, 3 * gain * eps * high.sqrt() * (eps + low) ** -2.5)
+    else:
+        worst = torch.maximum((eps - 4 * low).abs(), (eps - 4 * high).abs())
+        normalised = composed(line(w, d), value, first, second, 3 * gain * eps * worst * (eps + low) ** -3.5)
     return normalised if constants.leak == 0 else normalised.plus(line(constants.leak * w, constants.leak * d))
 
 
-def _rows(constants: WeightNormConstants, w: Tensor, d: Tensor) -> Taylor:
+def _rows(constants: WeightNormConstants, w: Tensor, d: Tensor, order: int) -> Taylor:
     """gain w q^(-1/2) by rows, with q(u) = eps + |w + u d|^2 = q_0 + q_1 u + q_2 u^2.
 
-    q^(-1/2) has third derivative psi''' q'^3 + 3 psi'' q' q'' in u, with psi'' = 3/4 q^(-5/2), psi''' = -15/8 q^(-7/2)
-    at the least q of the segment.
+    psi = q^(-1/2) has second derivative psi'' q'^2 + psi' q'' and third psi''' q'^3 + 3 psi'' q' q'' in u, with
+    psi' = -1/2 q^(-3/2), psi'' = 3/4 q^(-5/2), psi''' = -15/8 q^(-7/2) at the least q of the segment.
     """
     q0 = constants.eps + w.square().sum(1, keepdim=True)
     q1, q2 = 2 * (w * d).sum(1, keepdim=True), d.square().sum(1, keepdim=True)
     where = torch.where(q2 > 0, (-q1 / (2 * q2.clamp_min(1e-300))).clamp(0.0, 1.0), torch.zeros_like(q1))
     least = (q0 + where * (q1 + where * q2)).clamp_min(constants.eps) * (1 - 2.0**-40)
     speed = torch.maximum(q1.abs(), (q1 + 2 * q2).abs())
-    rest = (15 / 8 * least**-3.5 * speed**3 + 3 * 0.75 * least**-2.5 * speed * 2 * q2) / 6
     first, second = -0.5 * q0**-1.5, 0.75 * q0**-2.5
-    scale = Taylor(q0**-0.5, first * q1, first * q2 + 0.5 * second * q1.square(), rest)
-    return product(scale, line(constants.gain * w, constants.gain * d), torch.mul)
+    if order == 2:
+        rest = (0.75 * least**-2.5 * speed**2 + least**-1.5 * q2) / 2
+        scale = Taylor(q0**-0.5, first * q1, torch.zeros_like(q0), rest)
+    else:
+        rest = (15 / 8 * least**-3.5 * speed**3 + 3 * 0.75 * least**-2.5 * speed * 2 * q2) / 6
+        scale = Taylor(q0**-0.5, first * q1, first * q2 + 0.5 * second * q1.square(), rest)
+    return product(scale, line(constants.gain * w, constants.gain * d), torch.mul, order)
+
+
+def _schatten(module: nn.Module, shape: torch.Size, w: Tensor, d: Tensor) -> Taylor:
+    r"""gain w rho with rho = q^(-1/2), q(u) = eps + L(w + u d)^2, group by group, to order 2.
+
+    L is a norm, so on the segment \|L - L(w)\| <= L(d) and \|q'\| <= 2 L L(d). As L^2 / 2 is convex and (2 p - 1)-smooth in
+    its own norm, 0 <= q'' <= 2 (2 p - 1) L(d)^2, so rho'' = 3/4 q^(-5/2) q'^2 - q^(-3/2) q'' / 2 lies between
+    -(2 p - 1) q^(-3/2) L(d)^2 and 3 q^(-5/2) L^2 L(d)^2. P'' = gain (rho'' (w + u d) + 2 rho' d).
+
+    Source:
+        Ball, Carlen and Lieb (1994), theorem 1, as in ``theory.schatten``.
+    """
+    options = module._norm_options()
+    groups = options["groups"]
+
+    def length(v: Tensor) -> Tensor:
+        return _length(v.reshape(shape), module.power, options).repeat_interleave(len(v) // groups)[:, None]
+
+    def normalised(v: Tensor) -> Tensor:
+        return functional.schatten_norm(v.reshape(shape), module.eps, module.power, **options).reshape(w.shape)
+
+    start, moved = length(w), length(d) * ROUNDING
+    most, least = (start + moved) * ROUNDING, (start / ROUNDING - moved).clamp_min(0.0)
+    q = module.eps + least.square()
+    slope = q**-1.5 * most * moved
+    bend = torch.maximum((2 * module.power - 1) * q**-1.5 * moved.square(), 3 * q**-2.5 * (most * moved).square())
+    value, first = torch.func.jvp(normalised, (w,), (d,))
+    rest = options["gain"] * 0.5 * (bend * (w.abs() + d.abs()) + 2 * slope * d.abs())
+    return Taylor(value, first, torch.zeros_like(value), rest)
+
+
+def _length(v: Tensor, power: int, options: dict) -> Tensor:
+    """L of each group: P with a vanishing eps is gain v / L(v)."""
+    groups, gain = options["groups"], options["gain"]
+    unit = functional.schatten_norm(v, 1e-30, power, **options).reshape(groups, -1)
+    sizes = torch.linalg.vector_norm(v.reshape(groups, -1), dim=1)
+    shrunk = torch.linalg.vector_norm(unit, dim=1)
+    return torch.where(sizes > 0, gain * sizes / shrunk.clamp_min(1e-300), sizes)

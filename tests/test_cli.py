@@ -17,8 +17,9 @@ from real_models import _import as import_real
 from real_models import needs_real_models
 
 import trainable_nn as tnn
+from trainable_nn import spectra
 from trainable_nn.cli import main
-from trainable_nn.demo import optimizers, spectra, training
+from trainable_nn.demo import optimizers, training
 from trainable_nn.demo.resnet import PreActResNet18
 from trainable_nn.errors import OptionError
 

@@ -13,9 +13,9 @@ from torch.nn.functional import pad
 from .. import __version__, convert, datasets, ops, plotting
 from ..demo.optimizers import Choice, choose
 from ..demo.resnet import PreActBlock, PreActResNet18
-from ..demo.spectra import Spectrum, spectra_of
 from ..demo.training import Run, steps_per_epoch, train_side_by_side
 from ..errors import OptionError
+from ..spectra import Spectrum, spectra_of
 from .conversion import recipe_of
 from .demo_report import print_outcome, print_start
 from .progress import Watch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ..demo.spectra import Spectrum
 from ..demo.training import Run
+from ..spectra import Spectrum
 from .conversion import print_plan
 from .terminal import number, stdout, table
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..linop import Jacobian
+from .linop import Jacobian
 
 LARGEST_JACOBIAN = 2**24  # entries; 128 MB in float64
 

@@ -201,6 +201,21 @@ CASES = {
         ),
         (3, 3, 6, 6),
     ),
+    "ours, spectral": (
+        lambda: seq(
+            tnn.SpectralNormConv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), tnn.SpectralNormLinear(64, 5),
+            nn.utils.parametrizations.orthogonal(nn.Linear(5, 3)),
+        ),
+        (3, 2, 4, 4),
+    ),
+    "ours, floored, evaluation": (
+        lambda: random_statistics(seq(nn.Conv2d(2, 3, 3), tnn.FlooredBatchNorm2d(3), nn.Flatten())).eval(),
+        (3, 2, 4, 4),
+    ),
+    "ours, floored, training": (
+        lambda: seq(nn.Conv2d(2, 3, 3), tnn.FlooredBatchNorm2d(3), nn.Tanh(), nn.Flatten()),
+        (3, 2, 4, 4),
+    ),
     "residual, pre-activation": (lambda: filled(SmallResNet(PreActBlock, 3, 3)), (3, 3, 8, 8)),
     "residual, post-activation": (lambda: filled(SmallResNet(PostActBlock, 3, 3)), (3, 3, 8, 8)),
 }
@@ -308,6 +323,20 @@ def test_samples_that_meet_outside_of_any_layer_are_seen():
         assert_near(ntk(model, x), dense_kernel(model, x), 1e-10)
 
 
+def test_a_kernel_made_from_the_batch_couples_its_samples():
+    class Hyper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.first = nn.Linear(8, 6), nn.Conv1d(1, 1, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kernel = self.make(x.flatten(1)).reshape(-1, 1, 3)[: 2 * len(x)]
+            return nn.functional.conv1d(self.first(x), kernel).mean(2)
+
+    model, x = Hyper().double(), torch.randn(3, 1, 8, dtype=torch.float64)
+    assert_near(ntk(model, x), dense_kernel(model, x), 1e-10)
+
+
 def test_frozen_parameters_have_no_columns():
     model, x = build("linear")
     model[0].weight.requires_grad_(False)
@@ -394,14 +423,14 @@ def tight(monkeypatch):
 
 
 def test_any_budget_and_form_of_inputs_give_the_same_kernel(tight):
-    model, x = small_network(), torch.randn(23, 1, 8, 8, dtype=torch.float64)
+    model, x = small_network(), torch.randn(13, 1, 8, 8, dtype=torch.float64)
     whole = ntk(model, x)
-    data = TensorDataset(x, torch.zeros(23))
+    data = TensorDataset(x, torch.zeros(13))
     inputs = (x, data, DataLoader(data, batch_size=5), [x[:10], (x[10:], "target")])
     for given in inputs:
         for outputs in ("all", "sum", "trace"):
             found = ntk(model, given, outputs=outputs, budget=TIGHT)
-            assert_near(found, reduced(whole, 23, outputs), 1e-12)
+            assert_near(found, reduced(whole, 13, outputs), 1e-12)
     assert len({block.run for block in ntk_blocks(model, data, budget=TIGHT)}) > 3  # the budget was too small for all
     parts = ntk(model, x, by_layer=True, budget=2**20)
     assert_near(sum(parts.values()), whole, 1e-12)

@@ -83,7 +83,7 @@ def _merged(rows: Tensor, trace: bool) -> Tensor:
 COLUMNS = 2**15  # summed in the network's dtype before float64 takes over
 CACHE = 2**20  # bytes of the mixed way's middle result, which is written and read at once
 ROWS = 3 * 2**23  # bytes of explicit rows at once: larger buffers are mapped anew by the system at every use
-LEAST_ROW = 64  # of the O K in one product, so that it is a large one
+LEAST_ROW = 256  # of the O K in one product, so that it is a large one
 PARTS = 4  # of a symmetric product, of whose blocks only those above the diagonal are computed
 
 

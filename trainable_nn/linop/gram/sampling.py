@@ -49,19 +49,14 @@ def _is_apart(node, graph: Graph, count: int) -> bool:
         return False
     if name in ELEMENTWISE:
         return all(len(s) == len(shape) and s[0] == shape[0] for s in read)
-    if name in IMAGE:
-        return name not in ("AddmmBackward0", "MmBackward0") or all(i == _row_input(name) for i, _ in graph.data[node])
-    if name == "NativeBatchNormBackward0":
-        return not node._saved_training
+    if name in IMAGE or name == "NativeBatchNormBackward0":
+        only_rows = all(index == (1 if name == "AddmmBackward0" else 0) for index, _ in graph.data[node])
+        return only_rows and not getattr(node, "_saved_training", False)  # weights made from data couple the samples
     if name in VIEWS:
         return True
     if name in ALONG:
         return _axes_above_first(getattr(node, ALONG[name]), max(len(shape), *map(len, read), 1))
     return False
-
-
-def _row_input(name: str) -> int:
-    return 1 if name == "AddmmBackward0" else 0
 
 
 def _first_axis(shape: torch.Size, count: int) -> bool:

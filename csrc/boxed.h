@@ -54,19 +54,20 @@ inline Rows rows_of(const Tensor& w) {
   return {count, w.numel() / (count * inner), inner};
 }
 
-// The schemas are op(w, constants), op_backward(g, w, constants) and op_double_backward(v, g, w,
-// constants), with the constants eps, gain and, for entry_norm, leak.
+// The schemas are op(w, constants), op_backward(g, w, constants), op_double_backward(v, g, w, constants)
+// and op_pair(g, w, constants), with the constants eps, gain and, for entry_norm, leak.
 template <class Empty, class Run>
 void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Empty empty_like, Run run) {
-  const int operands = derivative + 1;
+  const int operands = 1 + has_g(derivative) + has_v(derivative);
   Tensor w, g, v;
-  Tensor* in_order[3][3] = {{&w}, {&g, &w}, {&v, &g, &w}};
+  Tensor* in_order[4][3] = {{&w}, {&g, &w}, {&v, &g, &w}, {&g, &w}};
   for (int i = 0; i < operands; ++i) *in_order[derivative][i] = Tensor(stack[i]);  // owned from here on
   w = dense(std::move(w));
-  if (derivative >= kFirst) g = laid_out_as(w, std::move(g));
-  if (derivative == kSecond) v = laid_out_as(w, std::move(v));
+  if (has_g(derivative)) g = laid_out_as(w, std::move(g));
+  if (has_v(derivative)) v = laid_out_as(w, std::move(v));
+  const bool two = has_two_results(derivative);
   Tensor out = empty_like(w), out_w;
-  if (derivative == kSecond) out_w = empty_like(w);
+  if (two) out_w = empty_like(w);
 
   Call call = {};
   call.derivative = derivative;
@@ -78,14 +79,14 @@ void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Empty em
   if (call.numel) {
     call.rows = rows_of(w);
     call.w = w.data();
-    call.g = derivative >= kFirst ? g.data() : nullptr;
-    call.v = derivative == kSecond ? v.data() : nullptr;
+    call.g = has_g(derivative) ? g.data() : nullptr;
+    call.v = has_v(derivative) ? v.data() : nullptr;
     call.out = out.mutable_data();
-    call.out_w = derivative == kSecond ? out_w.mutable_data() : nullptr;
+    call.out_w = two ? out_w.mutable_data() : nullptr;
     run(call, w.device_index());
   }
   stack[0] = out.release();
-  if (derivative == kSecond) stack[1] = out_w.release();
+  if (two) stack[1] = out_w.release();
 }
 
 [[noreturn]] inline void bad_dtype() {
@@ -94,31 +95,29 @@ void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Empty em
 
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
 
-// One operator's three kernels for one device.
+// One map's operators for one device.
 struct Operator {
-  const char *value, *first, *second;
-  Boxed kernels[3];
+  const char* names[4];
+  Boxed kernels[4];
 };
 
 inline void register_kernels(const char* key, const Operator (&operators)[2]) {
   // never deleted: with the library object the kernels would go, too
   static TorchLibraryHandle library;
   TNN_CHECK(aoti_torch_library_init_impl("trainable_nn", key, __FILE__, __LINE__, &library));
-  for (const Operator& op : operators) {
-    TNN_CHECK(torch_library_impl(library, op.value, op.kernels[0], kTorchTarget));
-    TNN_CHECK(torch_library_impl(library, op.first, op.kernels[1], kTorchTarget));
-    TNN_CHECK(torch_library_impl(library, op.second, op.kernels[2], kTorchTarget));
-  }
+  for (const Operator& op : operators)
+    for (int d = kValue; d <= kPair; ++d)
+      TNN_CHECK(torch_library_impl(library, op.names[d], op.kernels[d], kTorchTarget));
 }
 
 // Both operators, with Device::entry_norm and Device::weight_norm as their kernels.
 template <class Device> bool register_device(const char* key) {
-  register_kernels(key, {{"entry_norm", "entry_norm_backward", "entry_norm_double_backward",
+  register_kernels(key, {{{"entry_norm", "entry_norm_backward", "entry_norm_double_backward", "entry_norm_pair"},
                           {Device::template entry_norm<kValue>, Device::template entry_norm<kFirst>,
-                           Device::template entry_norm<kSecond>}},
-                         {"weight_norm", "weight_norm_backward", "weight_norm_double_backward",
+                           Device::template entry_norm<kSecond>, Device::template entry_norm<kPair>}},
+                         {{"weight_norm", "weight_norm_backward", "weight_norm_double_backward", "weight_norm_pair"},
                           {Device::template weight_norm<kValue>, Device::template weight_norm<kFirst>,
-                           Device::template weight_norm<kSecond>}}});
+                           Device::template weight_norm<kSecond>, Device::template weight_norm<kPair>}}});
   return true;
 }
 

@@ -14,7 +14,11 @@ namespace tnn {
 enum Dtype : int32_t { kHalf = 5, kFloat = 6, kDouble = 7, kBFloat16 = 15 };
 
 // value: P(w).  first: DP(w) g.  second: DP(w) v, and the gradient in w of <v, DP(w) g>.
-enum Derivative { kValue, kFirst, kSecond };
+// pair: P(w) and DP(w) g.
+enum Derivative { kValue, kFirst, kSecond, kPair };
+TNN_INLINE constexpr bool has_g(Derivative d) { return d != kValue; }
+TNN_INLINE constexpr bool has_v(Derivative d) { return d == kSecond; }
+TNN_INLINE constexpr bool has_two_results(Derivative d) { return d >= kSecond; }
 
 // Rows of a dense tensor: an index of dimension 0.  Row r is `outer` runs of `inner` entries;
 // run o begins at o * count * inner + r * inner.  A contiguous tensor has outer = 1.
@@ -29,8 +33,8 @@ struct Call {
   int64_t numel;
   Rows rows;
   double eps, gain, leak;
-  const void *w, *g, *v;    // g from kFirst on, v for kSecond only
-  void *out, *out_w;        // out_w for kSecond only
+  const void *w, *g, *v;    // null where the derivative has none
+  void *out, *out_w;        // out_w: the second of two results
 };
 
 constexpr int64_t size_of(int32_t dtype) { return dtype == kDouble ? 8 : dtype == kFloat ? 4 : 2; }

@@ -51,7 +51,8 @@ template <class S, Derivative D, int N> static double entries(int64_t n, int64_t
   for (int64_t t = 0; t < threads; ++t) map_thread<N>(entry_map<S, D>(d.call), t, threads, n);
   for (int64_t i = 0; i < n; ++i) {
     const double w = number(d.w[i]), g = number(d.g[i]), v = number(d.v[i]);
-    if (D == kValue) d.compare(d.out[i], kGain * w / std::sqrt(kEps + w * w) + kLeak * w);
+    if (D == kValue || D == kPair) d.compare(d.out[i], kGain * w / std::sqrt(kEps + w * w) + kLeak * w);
+    if (D == kPair) d.compare(d.out_w[i], first(g, w));
     if (D == kFirst) d.compare(d.out[i], first(g, w));
     if (D == kSecond) {
       d.compare(d.out[i], first(v, w));
@@ -86,7 +87,8 @@ template <class S, Derivative D, int N> static double rows(Rows r, int64_t threa
     const double s = kEps + ww;
     for (int64_t i : entry) {
       const double w = number(d.w[i]), g = number(d.g[i]), v = number(d.v[i]);
-      if (D == kValue) d.compare(d.out[i], kGain * w / std::sqrt(s));
+      if (D == kValue || D == kPair) d.compare(d.out[i], kGain * w / std::sqrt(s));
+      if (D == kPair) d.compare(d.out_w[i], kGain * (g - w * wg / s) / std::sqrt(s));
       if (D == kFirst) d.compare(d.out[i], kGain * (g - w * wg / s) / std::sqrt(s));
       if (D == kSecond) {
         d.compare(d.out[i], kGain * (v - w * wv / s) / std::sqrt(s));
@@ -112,7 +114,7 @@ template <class S, Derivative D> static double all() {
 }
 
 template <class S> static int check(const char* name, double limit) {
-  const double w = std::max({all<S, kValue>(), all<S, kFirst>(), all<S, kSecond>()});
+  const double w = std::max({all<S, kValue>(), all<S, kFirst>(), all<S, kSecond>(), all<S, kPair>()});
   std::printf("%s %.3g %s\n", name, w, w < limit ? "ok" : "FAIL");
   return w < limit ? 0 : 1;
 }

@@ -131,6 +131,16 @@ def test_values_and_two_derivatives_are_the_closed_forms_in_every_dtype_and_layo
     assert y.stride() == torch.empty_like(w).stride()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name, constants", [("entry_norm", (EPS, GAIN, LEAK)), ("weight_norm", (EPS, GAIN))])
+def test_the_pair_is_the_value_and_the_derivative_to_the_last_bit(name, constants, dtype, layout):
+    w, g = (layout(weights(5, 7, 3, 4, seed=s).to(dtype)) for s in (1, 2))
+    value, tangent = getattr(PRIVATE, f"{name}_pair")(g, w, *constants)
+    assert torch.equal(value, getattr(PRIVATE, name)(w, *constants))
+    assert torch.equal(tangent, getattr(PRIVATE, f"{name}_backward")(g, w, *constants))
+
+
 @cases
 def test_gradcheck_in_both_modes_and_twice(f, closed):
     w = weights(3, 4).requires_grad_()
@@ -464,7 +474,9 @@ LAYOUTS_OF_OPS = {k: LAYOUTS[k] for k in ("contiguous", "channels_last", "transp
 def test_the_operators_keep_the_registration_contract(layout):
     w, g, v = (layout(weights(2, 4, 5, 3, seed=s)).detach() for s in range(3))
     for name, constants in (("entry_norm", (EPS, GAIN, LEAK)), ("weight_norm", (EPS, GAIN))):
-        for suffix, operands in (("", (w,)), ("_backward", (g, w)), ("_double_backward", (v, g, w))):
+        for suffix, operands in (
+            ("", (w,)), ("_backward", (g, w)), ("_double_backward", (v, g, w)), ("_pair", (g, w)),
+        ):  # fmt: skip
             torch.library.opcheck(getattr(PRIVATE, name + suffix).default, (*operands, *constants))
 
 
@@ -506,7 +518,7 @@ LONG = 2**18  # entries from which the threads share a row
 def all_derivatives(w, g, v, eps):
     """The operators' four results."""
     dp, second = PRIVATE.weight_norm_double_backward(v, g, w, eps, GAIN)
-    return PRIVATE.weight_norm(w, eps, GAIN), PRIVATE.weight_norm_backward(g, w, eps, GAIN), dp, second
+    return *PRIVATE.weight_norm_pair(g, w, eps, GAIN), dp, second
 
 
 def closed_form_of_a_row(w, g, v, eps, size):
@@ -574,7 +586,7 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             if permuted: w = w.transpose(0, 1).contiguous().transpose(0, 1)
             for name, constants in (("entry_norm", (0.3, 1.5, 0.25)), ("weight_norm", (0.3, 1.5))):
                 op = lambda suffix, *t: getattr(torch.ops.trainable_nn, name + suffix)(*t, *constants)
-                out += [op("", w), op("_backward", h, w), *op("_double_backward", v, h, w)]
+                out += [op("", w), op("_backward", h, w), *op("_double_backward", v, h, w), *op("_pair", h, w)]
 torch.save(out, sys.argv[2])
 """
 

@@ -30,6 +30,16 @@ template <class S> void run(const Call& call, int64_t begin, int64_t end) {
         at.fetch_to_write(out + ahead);
         at.store(out, norm.first(at.load(g), at.load(w)));
       });
+    case kPair:
+      return for_registers<S>(n, [&](auto at) {
+        at.fetch(w + ahead);
+        at.fetch(g + ahead);
+        at.fetch_to_write(out + ahead);
+        at.fetch_to_write(out_w + ahead);
+        const V x = at.load(w);
+        at.store(out, norm.value(x));
+        at.store(out_w, norm.first(at.load(g), x));
+      });
     case kSecond:
       return for_registers<S>(n, [&](auto at) {
         const V x = at.load(w), u = at.load(v);

@@ -39,6 +39,7 @@ template <class S, Derivative D> struct Kernel {
   explicit Kernel(const Call& c)
       : call(c), w((const S*)c.w), g((const S*)c.g), v((const S*)c.v), out((S*)c.out), out_w((S*)c.out_w) {}
 
+  S* first_result() const { return D == kPair ? out_w : out; }  // of DP(w) g
   int64_t run_start(int64_t row, int64_t o) const {
     return (o * call.rows.count + row) * call.rows.inner;
   }
@@ -91,6 +92,7 @@ template <class S, Derivative D> struct Kernel {
         add(sums, at, next);
       }
       at.fetch_to_write(out + i + call.rows.inner);
+      if (D == kPair) at.fetch_to_write(out_w + i + call.rows.inner);
       write(at, i);
     });
   }
@@ -98,12 +100,12 @@ template <class S, Derivative D> struct Kernel {
   // use(write), with write(place, i) making the results of a row's register from its factors.
   template <class F> TNN_INLINE auto with_writer(const RowFactors& row, F use) const {
 #ifdef TNN_BYTES
-    if constexpr (D != kSecond && sizeof(Stored) == 4)
+    if constexpr (!has_v(D) && sizeof(Stored) == 4)
       if (row.fits_float()) {
         const FloatRow<FloatV> norm(row);
         return use([&](auto at, int64_t i) {
-          if constexpr (D == kValue) at.store(out + i, norm.value(at.load(w + i)));
-          if constexpr (D == kFirst) at.store(out + i, norm.first_g(at.load(g + i), at.load(w + i)));
+          if constexpr (D != kFirst) at.store(out + i, norm.value(at.load(w + i)));
+          if constexpr (has_g(D)) at.store(first_result() + i, norm.first_g(at.load(g + i), at.load(w + i)));
         });
       }
 #endif
@@ -114,8 +116,8 @@ template <class S, Derivative D> struct Kernel {
     const auto second = [&](Double a, Double b, Double c) { return norm.second(c, b, a); };
     return use([&](auto at, int64_t i) {
       const auto x = widen(at.load(w + i));
-      if (D == kValue) at.store(out + i, narrow(each(value, x)));
-      if (D == kFirst) at.store(out + i, narrow(each(first_g, x, widen(at.load(g + i)))));
+      if (D == kValue || D == kPair) at.store(out + i, narrow(each(value, x)));
+      if (D == kFirst || D == kPair) at.store(first_result() + i, narrow(each(first_g, x, widen(at.load(g + i)))));
       if (D == kSecond) {
         const auto u = widen(at.load(v + i));
         at.store(out + i, narrow(each(first_v, x, u)));
@@ -185,8 +187,8 @@ template <class S, Derivative D> struct Kernel {
         const WeightNorm<double, kShrinks> norm(all[r]);
         for (int64_t i = run_start(row + r, o), end = i + inner; i < end; ++i) {
           const double x = wide(w[i]);
-          if (D == kValue) out[i] = (S)(Stored)norm.value(x);
-          if (D == kFirst) out[i] = (S)(Stored)norm.first_g(wide(g[i]), x);
+          if (D == kValue || D == kPair) out[i] = (S)(Stored)norm.value(x);
+          if (D == kFirst || D == kPair) first_result()[i] = (S)(Stored)norm.first_g(wide(g[i]), x);
           if (D == kSecond) {
             out[i] = (S)(Stored)norm.first_v(wide(v[i]), x);
             out_w[i] = (S)(Stored)norm.second(wide(v[i]), wide(g[i]), x);
@@ -210,6 +212,7 @@ template <class F> bool for_kernel(const Call& call, F f) {
       case kValue: return f(Kernel<S, kValue>(call));
       case kFirst: return f(Kernel<S, kFirst>(call));
       case kSecond: return f(Kernel<S, kSecond>(call));
+      case kPair: return f(Kernel<S, kPair>(call));
     }
   });
 }

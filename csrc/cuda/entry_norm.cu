@@ -17,20 +17,21 @@ template <class S, Derivative D> struct EntryMap {
   template <int N> TNN_INLINE void operator()(int64_t i) const {
     const Pack<S, N> x = load<N>(w + i);
     Pack<S, N> h{}, u{}, y, y_w;
-    if (D >= kFirst) h = load<N>(g + i);
-    if (D == kSecond) u = load<N>(v + i);
+    if (has_g(D)) h = load<N>(g + i);
+    if (has_v(D)) u = load<N>(v + i);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       const T a = (T)x.entry[k];
-      if (D == kValue) y.entry[k] = (S)norm.value(a);
+      if (D == kValue || D == kPair) y.entry[k] = (S)norm.value(a);
       if (D == kFirst) y.entry[k] = (S)norm.first((T)h.entry[k], a);
+      if (D == kPair) y_w.entry[k] = (S)norm.first((T)h.entry[k], a);
       if (D == kSecond) {
         y.entry[k] = (S)norm.first((T)u.entry[k], a);
         y_w.entry[k] = (S)norm.second((T)u.entry[k], (T)h.entry[k], a);
       }
     }
     store<N>(out + i, y);
-    if (D == kSecond) store<N>(out_w + i, y_w);
+    if (has_two_results(D)) store<N>(out_w + i, y_w);
   }
 };
 

@@ -76,6 +76,7 @@ template <class S, class F> int for_derivative(Derivative derivative, F f) {
     case kValue: return f(S(), Is<kValue>());
     case kFirst: return f(S(), Is<kFirst>());
     case kSecond: return f(S(), Is<kSecond>());
+    case kPair: return f(S(), Is<kPair>());
   }
   return -1;
 }

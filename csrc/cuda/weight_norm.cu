@@ -33,13 +33,13 @@ template <class S, Derivative D> struct RowMap {
     for_packs<N>(row, thread, threads, [&](int64_t i) {
       const Pack<S, N> x = load<N>(w + i);
       Pack<S, N> h{}, u{};
-      if (D >= kFirst) h = load<N>(g + i);
-      if (D == kSecond) u = load<N>(v + i);
+      if (has_g(D)) h = load<N>(g + i);
+      if (has_v(D)) u = load<N>(v + i);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const double a = (double)(T)x.entry[k] * scale, b = (double)(T)h.entry[k], c = (double)(T)u.entry[k];
         s.ww += a * a;
-        if (D >= kFirst) s.wg += a * b;
+        if (has_g(D)) s.wg += a * b;
         if (D == kSecond) s.wv += a * c, s.vg += b * c;
       }
     });
@@ -50,24 +50,27 @@ template <class S, Derivative D> struct RowMap {
   TNN_INLINE void results(int64_t row, int64_t thread, int64_t threads, const RowFactors& factors) const {
     const WeightNorm<double, kShrinks> norm(factors);
     const FloatRow<float> in_float(factors);
-    const bool fits = D != kSecond && !kShrinks && factors.fits_float();
+    const bool fits = !has_v(D) && !kShrinks && factors.fits_float();
     for_packs<N>(row, thread, threads, [&](int64_t i) {
       const Pack<S, N> x = load<N>(w + i);
       Pack<S, N> h{}, u{}, y, y_w;
-      if (D >= kFirst) h = load<N>(g + i);
-      if (D == kSecond) u = load<N>(v + i);
+      if (has_g(D)) h = load<N>(g + i);
+      if (has_v(D)) u = load<N>(v + i);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const double a = (T)x.entry[k], b = (T)h.entry[k], c = (T)u.entry[k];
-        if (D == kValue) y.entry[k] = (S)(fits ? (T)in_float.value((float)a) : (T)norm.value(a));
-        if (D == kFirst) y.entry[k] = (S)(fits ? (T)in_float.first_g((float)b, (float)a) : (T)norm.first_g(b, a));
+        const auto value = [&] { return (S)(fits ? (T)in_float.value((float)a) : (T)norm.value(a)); };
+        const auto first = [&] { return (S)(fits ? (T)in_float.first_g((float)b, (float)a) : (T)norm.first_g(b, a)); };
+        if (D == kValue || D == kPair) y.entry[k] = value();
+        if (D == kFirst) y.entry[k] = first();
+        if (D == kPair) y_w.entry[k] = first();
         if (D == kSecond) {
           y.entry[k] = (S)(T)norm.first_v(c, a);
           y_w.entry[k] = (S)(T)norm.second(c, b, a);
         }
       }
       store<N>(out + i, y);
-      if (D == kSecond) store<N>(out_w + i, y_w);
+      if (has_two_results(D)) store<N>(out_w + i, y_w);
     });
   }
 
@@ -93,7 +96,7 @@ __device__ double block_sum(double x) {
 
 template <Derivative D> __device__ RowSums block_sums(RowSums s) {
   s.ww = block_sum(s.ww);
-  if (D >= kFirst) s.wg = block_sum(s.wg);
+  if (has_g(D)) s.wg = block_sum(s.wg);
   if (D == kSecond) s.wv = block_sum(s.wv), s.vg = block_sum(s.vg);
   return s;
 }

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
+from ..ops import convolution as fused
 from .convolution_reader import Convolution, check_values, read_convolution
+from .fused import geometry_arguments, may_fuse, normalisation_of
 from .geometry import geometry_of
 from .linear_map import LinearMap
 
@@ -20,7 +22,8 @@ class ConvParameterJacobian(LinearMap):
 
     By the chain rule D_w = D_kernel DP(w): DP is the derivative of ``effective_weight()`` for this package's layers, of
     torch's parametrisations where there are some, and the identity for a plain layer or kernel. With ``bias=True`` the
-    columns of the bias follow: (D_w, D_b). ``joint_mv`` and ``joint_rmv`` take x along.
+    columns of the bias follow: (D_w, D_b). ``joint_mv``, ``joint_tangent`` and ``joint_rmv`` take x along; where
+    nothing is differentiated (``torch.no_grad``, no transform), one vector goes through one fused operator.
 
     Shape:
         conv_or_weight: as for ``ToeplitzConv``. x: (batch, channels, sizes...) or one sample without the batch.
@@ -71,6 +74,8 @@ class ConvParameterJacobian(LinearMap):
         # torch's own weight_norm has none; our layers, and a plain kernel, do
         self._has_forward_mode = read.source is None or not nn.utils.parametrize.is_parametrized(read.source.layer)
         self.dtype, self.device = x.dtype, x.device
+        self._normalisation = normalisation_of(read) if len(self.parameters) == 1 else None
+        self._arguments = geometry_arguments(self.geometry, self.transposed)
         narrow, wide = self.geometry.narrow, self.geometry.wide
         self._sample = wide if self.transposed else narrow
         self.input_shape = x.shape
@@ -93,18 +98,62 @@ class ConvParameterJacobian(LinearMap):
             raise ValueError(
                 f"{WHERE}.joint_mv: dw and dx need as many columns, got shapes {tuple(dw.shape)} and {tuple(dx.shape)}."
             )
+        if self._fuses("joint_mv", (dw, self.shape[1]), (dx, self.x.numel())):
+            y, t = fused.jvp(*self._tangents(dw, dx), self.layer_bias, *self._normalisation, *self._arguments)
+            return y.flatten(), self._along_bias(t, dw).flatten()
         kernel = self._kernel(self.parameters)
         y = self._form(self._batch, kernel)
         if self.layer_bias is not None:
             y = y + self._along_pixels(self.layer_bias)
-        along_w = self._apply("joint_mv", self._push, dw, self.shape[1], self.shape[0])
-        along_x = self._apply("joint_mv", partial(self._push_x, kernel), dx, self.x.numel(), self.shape[0])
-        return y.flatten(), along_w + along_x
+        return y.flatten(), self._joint_tangent("joint_mv", kernel, dw, dx)
+
+    def joint_tangent(self, dw: Tensor, dx: Tensor) -> Tensor:
+        """D dw + J dx alone, what ``joint_mv`` returns second: two convolutions."""
+        if self._fuses("joint_tangent", (dw, self.shape[1]), (dx, self.x.numel())):
+            t = fused.tangent(*self._tangents(dw, dx), *self._normalisation, *self._arguments)
+            return self._along_bias(t, dw).flatten()
+        return self._joint_tangent("joint_tangent", self._kernel(self.parameters), dw, dx)
 
     def joint_rmv(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(D^T u, J^T u), the adjoint of the tangent of ``joint_mv``: (parameters,) and (x.numel(),), or columns."""
+        if self._fuses("joint_rmv", (u, self.shape[0])):
+            u = u.reshape(-1, *self._sample)
+            padded = self.geometry.padded(self._batch) if not self.transposed else self._batch
+            dw, dx = fused.vjp(u, self._parameter, padded, *self._normalisation, *self._arguments)
+            dx = dx if self.transposed else self.geometry.unpadded(dx)
+            return self._with_bias(dw.flatten(), u), dx.flatten()
         dw = self._apply("joint_rmv", self._pull, u, self.shape[0], self.shape[1])
         return dw, self._apply("joint_rmv", self._pull_x, u, self.shape[0], self.x.numel())
+
+    @property
+    def _parameter(self) -> Tensor:
+        return next(iter(self.parameters.values()))
+
+    def _fuses(self, name: str, *vectors: tuple[Tensor, int]) -> bool:
+        """Whether one operator does it; the vectors and their lengths are checked."""
+        for vector, length in vectors:
+            self._check(vector, name, length)
+        given = [vector for vector, _ in vectors]
+        watched = [*given, self._parameter, self._batch, *([] if self.layer_bias is None else [self.layer_bias])]
+        return self._normalisation is not None and all(v.dim() == 1 for v in given) and may_fuse(*watched)
+
+    def _tangents(self, dw: Tensor, dx: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dw, dx, w and x as the operators take them."""
+        images = dx.reshape(self._batch.shape), self._batch
+        if not self.transposed:
+            images = tuple(map(self.geometry.padded, images))
+        w = self._parameter
+        return dw[: self.kernel_parameters].reshape(w.shape), images[0], w, images[1]
+
+    def _along_bias(self, t: Tensor, dw: Tensor) -> Tensor:
+        return t + self._along_pixels(dw[self.kernel_parameters :]) if self.has_bias else t
+
+    def _with_bias(self, dw: Tensor, u: Tensor) -> Tensor:
+        return torch.cat((dw, u.transpose(0, 1).flatten(1).sum(1))) if self.has_bias else dw
+
+    def _joint_tangent(self, name: str, kernel: Tensor, dw: Tensor, dx: Tensor) -> Tensor:
+        along_w = self._apply(name, self._push, dw, self.shape[1], self.shape[0])
+        return along_w + self._apply(name, partial(self._push_x, kernel), dx, self.x.numel(), self.shape[0])
 
     def _push(self, rows: Tensor) -> Tensor:
         return self._mapped(self._push_one, rows)
@@ -125,8 +174,7 @@ class ConvParameterJacobian(LinearMap):
     def _pull_one(self, u: Tensor) -> Tensor:
         u = u.reshape(-1, *self._sample)
         wide, narrow = (u, self._batch) if self.transposed else (self._batch, u)
-        dw = self._pull_kernel(self.geometry.kernel_adjoint(wide, narrow))
-        return torch.cat((dw, u.transpose(0, 1).flatten(1).sum(1))) if self.has_bias else dw
+        return self._with_bias(self._pull_kernel(self.geometry.kernel_adjoint(wide, narrow)), u)
 
     def _push_x(self, kernel: Tensor, rows: Tensor) -> Tensor:
         x = rows.reshape(-1, *self._batch.shape[1:])

@@ -44,7 +44,7 @@ class Geometry:
     def correlate(self, wide: Tensor, kernel: Tensor) -> Tensor:
         """conv(wide, kernel): (k, wide...) -> (k, narrow...)."""
         convolve = _CONVOLVE[self.axes]
-        y = convolve(self._padded(wide), kernel, None, self.stride, self.padding, self.dilation, self.groups)
+        y = convolve(self.padded(wide), kernel, None, self.stride, self.padding, self.dilation, self.groups)
         return _crop(y, [(0, n) for n in self.narrow[1:]])  # more than narrow: output_padding past the stride
 
     def scatter(self, narrow: Tensor, kernel: Tensor) -> Tensor:
@@ -57,11 +57,11 @@ class Geometry:
         )
         transpose = _TRANSPOSE[self.axes]
         x = transpose(narrow, kernel, None, self.stride, self.padding, rest, self.groups, self.dilation)
-        return self._unpadded(x)
+        return self.unpadded(x)
 
     def kernel_adjoint(self, wide: Tensor, narrow: Tensor) -> Tensor:
         """The transpose of ``correlate`` in the kernel: the gradient of <narrow, conv(wide, kernel)> in it."""
-        wide = self._padded(wide)
+        wide = self.padded(wide)
         reached = [
             (n + 2 * p - d * (t - 1) - 1) // s + 1
             for n, p, d, t, s in zip(wide.shape[2:], self.padding, self.dilation, self.kernel[2:], self.stride)
@@ -97,13 +97,13 @@ class Geometry:
         i = torch.arange(self.narrow[1 + axis], device="cpu")[:, None] * self.stride[axis]
         return line[i + torch.arange(self.kernel[2 + axis], device="cpu") * self.dilation[axis]]
 
-    def _padded(self, x: Tensor) -> Tensor:
+    def padded(self, x: Tensor) -> Tensor:
         if not any(map(any, self.edges)):
             return x
         return F.pad(x, _as_torch(self.edges), mode="constant" if self.mode == "zeros" else self.mode)
 
-    def _unpadded(self, x: Tensor) -> Tensor:
-        """The transpose of ``_padded``: a border of zeros is cut off, any other is added back where it came from."""
+    def unpadded(self, x: Tensor) -> Tensor:
+        """The transpose of ``padded``: a border of zeros is cut off, any other is added back where it came from."""
         if self.mode == "zeros":
             return _crop(x, [(before, n) for (before, _), n in zip(self.edges, self.wide[1:])])
         for axis, (before, after) in enumerate(self.edges):

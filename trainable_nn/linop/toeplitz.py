@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..ops import convolution as fused
 from .convolution_reader import read_convolution
+from .fused import geometry_arguments, may_fuse
 from .geometry import geometry_of
 from .linear_map import LinearMap
 
@@ -63,6 +65,8 @@ class ToeplitzConv(LinearMap):
 
     def gram_mv(self, vectors: Tensor, *, side: str = "inputs") -> Tensor:
         """J^T J v on the side "inputs", the default; J J^T u, what ``Jacobian.gram_mv`` is, on the side "outputs"."""
+        if side == "inputs" and isinstance(vectors, Tensor) and may_fuse(vectors, self.weight):
+            return self._apply("gram_mv", self._push_and_pull, vectors, self.shape[1], self.shape[1])
         return self._gram(vectors, side)
 
     def to(self, *args, **options) -> "ToeplitzConv":
@@ -97,6 +101,12 @@ class ToeplitzConv(LinearMap):
             f"ToeplitzConv({self.shape[0]} x {self.shape[1]}, {kind}{tuple(self.input_shape)} -> "
             f"{tuple(self.output_shape)}, {self.dtype}, {self.device})"
         )
+
+    def _push_and_pull(self, rows: Tensor) -> Tensor:
+        x, arguments = rows.reshape(-1, *self.input_shape), geometry_arguments(self.geometry, self.transposed)
+        if self.transposed:
+            return fused.gram(x, self.weight, *arguments).flatten(1)
+        return self.geometry.unpadded(fused.gram(self.geometry.padded(x), self.weight, *arguments)).flatten(1)
 
     def _push(self, rows: Tensor) -> Tensor:
         x = rows.reshape(-1, *self.input_shape)

@@ -117,6 +117,10 @@ class EntryNormalised(Normalised):
         """P(w), the weight that acts, differentiable in w."""
         return functional.entry_norm(self.weight, self.eps, gain=self.gain, leak=self.leak)
 
+    def normalisation(self) -> tuple[str, tuple[float, ...]]:
+        """The operator that is P, and its constants, for products that fuse it."""
+        return "entry_norm", (self.eps, self.gain, self.leak)
+
     def constants(self) -> EntryNormConstants:
         """The constants of P: suprema, slopes and their Lipschitz constant."""
         return EntryNormConstants(self.eps, self.gain, self.leak)
@@ -138,6 +142,10 @@ class WeightNormalised(Normalised):
     def effective_weight(self) -> Tensor:
         """P(w), the weight that acts, differentiable in w."""
         return functional.weight_norm(self.weight, self.eps, gain=self.gain)
+
+    def normalisation(self) -> tuple[str, tuple[float, ...]]:
+        """The operator that is P, and its constants, for products that fuse it."""
+        return "weight_norm", (self.eps, self.gain)
 
     def constants(self) -> WeightNormConstants:
         """The constants of P: suprema, slopes and their Lipschitz constant."""

@@ -43,11 +43,15 @@ class Formulas:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The three maps as operators; ``second`` returns (DP(w) v, gradient in w), in one pass."""
+    """The three maps as operators.
+
+    ``second`` returns (DP(w) v, gradient in w) and ``pair`` (P(w), DP(w) g), in one pass each.
+    """
 
     value: Callable[..., Tensor]
     first: Callable[..., Tensor]
     second: Callable[..., tuple[Tensor, Tensor]]
+    pair: Callable[..., tuple[Tensor, Tensor]]
 
 
 @staticmethod
@@ -76,7 +80,7 @@ def differentiable(formulas: Formulas, kernels: Kernels, fold_batch: Callable) -
         def backward(ctx, v):
             g, w = ctx.saved_tensors
             to_g, to_w = ctx.needs_input_grad[:2]
-            if to_w and _nothing_differentiates(v, g, w):
+            if to_w and nothing_differentiates(v, g, w):
                 d_g, d_w = kernels.second(v, g, w, *ctx.constants)
             else:
                 d_g = first(v, w, *ctx.constants) if to_g else None
@@ -140,7 +144,7 @@ def differentiable(formulas: Formulas, kernels: Kernels, fold_batch: Callable) -
             return (formulas.first(g, w, *ctx.constants), *_nones(ctx))
 
     def first(g: Tensor, w: Tensor, *constants: float) -> Tensor:
-        if _nothing_differentiates(g, w):
+        if nothing_differentiates(g, w):
             return kernels.first(g, w, *constants)
         return Gradient.apply(g, w, *constants)
 
@@ -164,7 +168,7 @@ def _nones(ctx) -> tuple[None, ...]:
     return (None,) * len(ctx.constants)
 
 
-def _nothing_differentiates(*tensors: Tensor) -> bool:
+def nothing_differentiates(*tensors: Tensor) -> bool:
     """Whether no mode of differentiation watches: then the bare kernel may run."""
     if forward_ad._current_level >= 0 or _transforming():
         return False

@@ -56,6 +56,6 @@ def _fold_batch(tensors, dims, size):
 
 
 _formulas = Formulas(_value, _first, _second)
-_kernels = define_map("entry_norm", "float eps, float gain, float leak", _formulas)
+kernels = define_map("entry_norm", "float eps, float gain, float leak", _formulas)
 
-entry_norm = differentiable(_formulas, _kernels, _fold_batch)
+entry_norm = differentiable(_formulas, kernels, _fold_batch)

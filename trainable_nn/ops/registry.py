@@ -15,20 +15,27 @@ from .differentiable import Formulas, Kernels
 _library = torch.library.Library("trainable_nn", "DEF")  # kept: its end would take the schemas away
 
 
-def define(schema: str, reference: Callable, fake: Callable) -> Callable:
-    """Register one operator; returns what its overload calls, a seventh of a small call's time sooner."""
+def define(schema: str, reference: Callable, fake: Callable, *, equal_operands: bool = True) -> Callable:
+    """Register one operator; returns what its overload calls, a seventh of a small call's time sooner.
+
+    ``equal_operands``: whether the reference refuses tensors that differ, as the compiled kernels do.
+    """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, _of_equal_operands(name, reference), "CompositeExplicitAutograd")
+    checked = _of_equal_operands(name, reference) if equal_operands else reference
+    _library.impl(name, checked, "CompositeExplicitAutograd")
     torch.library.register_fake(f"trainable_nn::{name}", fake, lib=_library)
     return getattr(torch.ops.trainable_nn, name).default._op
 
 
 def define_map(name: str, constants: str, formulas: Formulas) -> Kernels:
-    """Register the three operators of one map: NAME, NAME_backward and NAME_double_backward."""
+    """Register the operators of one map: NAME, NAME_backward, NAME_double_backward and NAME_pair."""
 
     def both(v: Tensor, g: Tensor, w: Tensor, *c: float) -> tuple[Tensor, Tensor]:
         return like(w, formulas.first(v, w, *c)), like(w, formulas.second(v, g, w, *c))
+
+    def pair(g: Tensor, w: Tensor, *c: float) -> tuple[Tensor, Tensor]:
+        return like(w, formulas.value(w, *c)), like(w, formulas.first(g, w, *c))
 
     return Kernels(
         value=define(
@@ -45,6 +52,11 @@ def define_map(name: str, constants: str, formulas: Formulas) -> Kernels:
             f"{name}_double_backward(Tensor v, Tensor g, Tensor w, {constants}) -> (Tensor, Tensor)",
             both,
             lambda v, g, w, *c: (torch.empty_like(w), torch.empty_like(w)),
+        ),
+        pair=define(
+            f"{name}_pair(Tensor g, Tensor w, {constants}) -> (Tensor, Tensor)",
+            pair,
+            lambda g, w, *c: (torch.empty_like(w), torch.empty_like(w)),
         ),
     )
 

@@ -73,6 +73,6 @@ def _fold_batch(tensors, dims, size):
 
 
 _formulas = Formulas(_value, _first, _second)
-_kernels = define_map("weight_norm", "float eps, float gain", _formulas)
+kernels = define_map("weight_norm", "float eps, float gain", _formulas)
 
-weight_norm = differentiable(_formulas, _kernels, _fold_batch)
+weight_norm = differentiable(_formulas, kernels, _fold_batch)

@@ -1,0 +1,210 @@
+"""The fused products of normalised convolutions against dense Jacobians by torch's own autograd, in float64."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jacrev, vmap
+from torch.testing import assert_close
+
+import trainable_nn as tnn
+from trainable_nn.linop import ConvParameterJacobian, ToeplitzConv
+from trainable_nn.ops import convolution
+
+F64 = torch.float64
+OPS = torch.ops.trainable_nn
+CONSTANTS = {"identity": [], "weight_norm": [0.3, 1.5], "entry_norm": [0.3, 1.5, 0.25]}
+CONVOLUTIONS = {
+    ("weight_norm", 1): tnn.modules.WeightNormConv1d,
+    ("weight_norm", 2): tnn.modules.WeightNormConv2d,
+    ("weight_norm", 3): tnn.modules.WeightNormConv3d,
+    ("entry_norm", 1): tnn.modules.EntryNormConv1d,
+    ("entry_norm", 2): tnn.modules.EntryNormConv2d,
+    ("entry_norm", 3): tnn.modules.EntryNormConv3d,
+    ("identity", 1): nn.Conv1d,
+    ("identity", 2): nn.Conv2d,
+    ("identity", 3): nn.Conv3d,
+}
+# (in, out, taps), arguments, sizes, batch; the last three force each way of convolving
+GEOMETRIES = {
+    "plain": ((2, 3, 3), {"padding": 1}, (5, 4, 3), 2),
+    "stride and dilation": ((2, 4, 2), {"stride": 2, "dilation": 2, "padding": 1}, (7, 6, 5), 2),
+    "groups": ((4, 6, 3), {"groups": 2, "padding": 2, "stride": 3}, (6, 7, 4), 1),
+    "same, even taps": ((2, 3, 2), {"padding": "same"}, (4, 5, 3), 2),
+    "circular": ((2, 2, 3), {"padding": 2, "padding_mode": "circular"}, (5, 4, 3), 2),
+    "reflect, stride": ((2, 2, 2), {"padding": 1, "padding_mode": "reflect", "stride": 2}, (5, 4, 4), 1),
+    "few pixels, matrices": ((2, 9, 3), {"stride": 2, "padding": 1}, (3, 2, 1), 2),
+    "large kernel, one batch": ((9, 5, 3), {"padding": 1}, (2, 2, 1), 1),
+    "dilated matrices": ((2, 40, 2), {"dilation": 2, "padding": 1}, (3, 4, 2), 2),
+}
+
+
+def layer_of(name, axes, geometry):
+    """A layer and an input."""
+    (inputs, outputs, taps), arguments, sizes, batch = GEOMETRIES[geometry]
+    torch.manual_seed(axes)
+    layer = CONVOLUTIONS[name, axes](inputs, outputs, taps, dtype=F64, **arguments)
+    if name != "identity":
+        layer.eps, layer.gain = 0.3, 1.5
+    return layer, torch.randn(batch, inputs, *sizes[:axes], dtype=F64)
+
+
+def dense(layer, x):
+    """d layer / d(weight, bias, x), each (outputs, numbers), by reverse mode through torch's layers."""
+    parameters = {n: p.detach() for n, p in layer.named_parameters()}
+    run = lambda w, b, z: functional_call(layer, {"weight": w, "bias": b}, (z,)).flatten()
+    parts = jacrev(run, (0, 1, 2))(parameters["weight"], parameters["bias"], x)
+    return [part.flatten(1) for part in parts]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the fused operators that ran."""
+    ran = []
+    for name in ("jvp", "tangent", "vjp", "gram"):
+        kernel = getattr(convolution, name)
+        monkeypatch.setattr(convolution, name, lambda *a, name=name, kernel=kernel: ran.append(name) or kernel(*a))
+    return ran
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("name, axes", CONVOLUTIONS)
+def test_fused_products_are_those_of_the_dense_jacobians(name, axes, geometry, calls):
+    layer, x = layer_of(name, axes, geometry)
+    by_weight, by_bias, by_x = dense(layer, x)
+    by_parameters = torch.cat((by_weight, by_bias), 1)
+    operator = ConvParameterJacobian(layer, x, bias=True)
+    dw, dx, u = (torch.randn(n, dtype=F64) for n in (by_parameters.shape[1], x.numel(), len(by_x)))
+    close = {"rtol": 1e-10, "atol": 1e-10}
+    with torch.no_grad():
+        y, t = operator.joint_mv(dw, dx)
+        alone = operator.joint_tangent(dw, dx)
+        back_w, back_x = operator.joint_rmv(u)
+        toeplitz = ToeplitzConv(layer, x.shape[1:])
+        columns = dx.reshape(len(x), -1).T
+        gram = toeplitz.gram_mv(columns)
+        assert_close(y, layer(x).flatten(), **close)
+    expected = by_parameters @ dw + by_x @ dx
+    assert expected.abs().min() > 1e-9
+    assert_close(t, expected, **close)
+    assert_close(alone, expected, **close)
+    assert_close(back_w, by_parameters.T @ u, **close)
+    assert_close(back_x, by_x.T @ u, **close)
+    assert_close(gram.T.flatten(), by_x.T @ (by_x @ dx), **close)
+    assert_close(u @ t, back_w @ dw + back_x @ dx, rtol=1e-12, atol=1e-10)
+    assert calls == ["jvp", "tangent", "vjp", "gram"]
+    for found, watched in zip((y, t), operator.joint_mv(dw, dx)):  # the other way, which autograd goes through
+        assert watched.requires_grad
+        assert_close(found, watched.detach(), **close)
+
+
+def test_fused_products_of_transposed_layers(calls):
+    torch.manual_seed(0)
+    for axes, kind in ((1, nn.ConvTranspose1d), (2, nn.ConvTranspose2d), (3, nn.ConvTranspose3d)):
+        options = {"stride": 2, "padding": 1, "output_padding": 1, "dilation": 2, "groups": 2}
+        layer = kind(4, 6, 2, dtype=F64, **options)
+        x = torch.randn(2, 4, *(4, 3, 3)[:axes], dtype=F64)
+        by_weight, _, by_x = dense(layer, x)
+        operator = ConvParameterJacobian(layer, x)
+        dw, dx, u = (torch.randn(n, dtype=F64) for n in (by_weight.shape[1], x.numel(), len(by_x)))
+        with torch.no_grad():
+            y, t = operator.joint_mv(dw, dx)
+            assert_close(y, layer(x).flatten())
+            assert_close(t, by_weight @ dw + by_x @ dx, rtol=1e-10, atol=1e-10)
+            for found, exact in zip(operator.joint_rmv(u), (by_weight.T @ u, by_x.T @ u)):
+                assert_close(found, exact, rtol=1e-10, atol=1e-10)
+            columns = dx.reshape(2, -1).T
+            gram = ToeplitzConv(layer, x.shape[1:]).gram_mv(columns)
+            assert_close(gram.T.flatten(), by_x.T @ (by_x @ dx), rtol=1e-10, atol=1e-10)
+    assert calls == ["jvp", "vjp", "gram"] * 3
+
+
+def test_nothing_is_fused_where_something_differentiates_or_batches(calls):
+    layer, x = layer_of("weight_norm", 2, "plain")
+    operator = ConvParameterJacobian(layer.requires_grad_(False), x)
+    dw, dx, u = (torch.randn(3, n, dtype=F64) for n in (operator.shape[1], x.numel(), operator.shape[0]))
+    one = [operator.joint_mv(a, b)[1] for a, b in zip(dw, dx)]
+    assert calls == ["jvp"] * 3
+    assert_close(vmap(operator.joint_mv)(dw, dx)[1], torch.stack(one))
+    assert_close(operator.joint_mv(dw.T, dx.T)[1].T, torch.stack(one))
+    tangent = torch.func.jvp(lambda v: operator.joint_tangent(v, dx[0]), (dw[0],), (dw[1],))[1]
+    assert_close(tangent, operator.mv(dw[1]))
+    leaf = u[0].clone().requires_grad_()
+    assert all(part.requires_grad for part in operator.joint_rmv(leaf))
+    assert calls == ["jvp"] * 3
+
+
+class Doubled(tnn.modules.WeightNormConv2d):
+    def effective_weight(self):
+        return 2 * super().effective_weight()
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.effective_weight(), self.bias)
+
+
+def test_a_subclass_with_another_kernel_is_not_taken_for_its_base(calls):
+    torch.manual_seed(0)
+    layer, x = Doubled(2, 3, 2, dtype=F64), torch.randn(1, 2, 4, 4, dtype=F64)
+    operator = ConvParameterJacobian(layer, x)
+    dw, dx = torch.randn(operator.shape[1], dtype=F64), torch.randn(x.numel(), dtype=F64)
+    with torch.no_grad():
+        y, t = operator.joint_mv(dw, dx)
+    by_weight, _, by_x = dense(layer, x)
+    assert_close(y, layer(x).flatten())
+    assert_close(t, by_weight @ dw + by_x @ dx, rtol=1e-10, atol=1e-10)
+    assert calls == []
+
+
+def test_vectors_of_another_length_or_dtype_are_refused_before_anything_runs():
+    layer, x = layer_of("weight_norm", 2, "plain")
+    operator = ConvParameterJacobian(layer, x)
+    with torch.no_grad():
+        with pytest.raises(ValueError, match=r"joint_mv: a vector \(54,\)"):
+            operator.joint_mv(torch.ones(53, dtype=F64), torch.ones(x.numel(), dtype=F64))
+        with pytest.raises(TypeError, match="joint_tangent: the map has torch.float64"):
+            operator.joint_tangent(torch.ones(54), torch.ones(x.numel(), dtype=F64))
+
+
+GEOMETRIES_OF_OPS = {
+    "plain": ((2, 3, 3, 3), (2, 3, 5, 4), ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)),
+    "groups, stride": ((4, 2, 3, 2), (2, 4, 5, 4), ((2, 1), (1, 1), (1, 2), False, (0, 0), 2)),
+    "transposed": ((3, 2, 2, 2), (2, 3, 3, 2), ((2, 2), (1, 0), (1, 1), True, (1, 0), 1)),
+    "matrices": ((20, 2, 2), (2, 2, 4), ((2,), (1,), (1,), False, (0,), 1)),
+    "one batch": ((9, 9, 3), (1, 9, 5), ((1,), (1,), (1,), False, (0,), 1)),
+}
+
+
+@pytest.mark.parametrize(
+    "name, geometry", [*(("weight_norm", g) for g in GEOMETRIES_OF_OPS), ("identity", "groups, stride"),
+                       ("identity", "matrices"), ("entry_norm", "one batch")]
+)  # fmt: skip
+def test_the_fused_operators_keep_the_registration_contract(name, geometry):
+    kernel, image, arguments = GEOMETRIES_OF_OPS[geometry]
+    torch.manual_seed(0)
+    dw, w, dx, x = (torch.randn(s, dtype=F64) for s in (kernel, kernel, image, image))
+    u = torch.randn_like(torch.ops.aten.convolution(x, w, None, *arguments))
+    bias = torch.randn(u.shape[1], dtype=F64)
+    normalised = (name, CONSTANTS[name], *arguments)
+    for b in (None, bias):
+        torch.library.opcheck(OPS.normalised_conv_jvp.default, (dw, dx, w, x, b, *normalised))
+    torch.library.opcheck(OPS.normalised_conv_tangent.default, (dw, dx, w, x, *normalised))
+    torch.library.opcheck(OPS.normalised_conv_vjp.default, (u, w, x, *normalised))
+    torch.library.opcheck(OPS.conv_gram.default, (x, w, *arguments))
+
+
+def test_every_layout_gives_the_same_products():
+    (dw, w), (dx, x) = (torch.randn(2, 4, 3, 3, 3, dtype=F64), torch.randn(2, 2, 3, 6, 5, dtype=F64))
+    arguments = ("weight_norm", [0.3, 1.5], (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+    expected = OPS.normalised_conv_jvp(dw, dx, w, x, None, *arguments)
+    last = lambda t: t.contiguous(memory_format=torch.channels_last)
+    for turn in itertools.product((lambda t: t, last), repeat=4):
+        operands = [f(t) for f, t in zip(turn, (dw, dx, w, x))]
+        for found, exact in zip(OPS.normalised_conv_jvp(*operands, None, *arguments), expected):
+            assert found.is_contiguous()
+            assert_close(found, exact)
+        u = operands[1]
+        found = OPS.normalised_conv_vjp(expected[0], operands[2], operands[3], *arguments)
+        for a, b in zip(found, OPS.normalised_conv_vjp(expected[0], w, x, *arguments)):
+            assert_close(a, b)
+        assert_close(OPS.conv_gram(u, operands[2], *arguments[2:]), OPS.conv_gram(dx, w, *arguments[2:]))

@@ -127,7 +127,7 @@ class _Blocks:
                 yield from found
 
     def _batch_size(self) -> int:
-        if self.budget is None and self.samples.count <= SMALL:
+        if self.samples.count == 1 or (self.budget is None and self.samples.count <= SMALL):
             return self.samples.count
         few = self.samples.take(slice(0, min(2, self.samples.count)))
         size, classes = bytes_per_sample(self.network, few, 1 if self.outputs == "sum" else 0)

@@ -4,6 +4,7 @@ A *slot* is one input of an operation that only parameters reach: a parameter it
 as a normalised weight. Everything else that an operation reads is data, and depends on the samples.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -158,7 +159,9 @@ def pull_to_parameters(edge: Edge, leaves: Mapping[str, Edge], rows: Tensor) -> 
 
 def _batched_or_one_by_one(pulled: Callable, rows: Tensor):
     try:
-        return pulled(rows, True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # vmap by a loop, which is the fallback here
+            return pulled(rows, True)
     except RuntimeError:  # a custom Function without a vmap rule
         each = [pulled(row, False) for row in rows]
         return [None if parts[0] is None else torch.stack(parts) for parts in zip(*each)]

@@ -35,3 +35,22 @@ def test_there_is_a_guide_for_each_task_and_each_has_code():
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_reference_has_every_public_name_with_its_present_words():
+    import inspect
+    import sys
+
+    sys.path.insert(0, str(DOCS))
+    try:
+        import make_reference
+    finally:
+        sys.path.remove(str(DOCS))
+    page = (DOCS / "reference.md").read_text()
+    rooms = make_reference.ROOMS.values()
+    everything = [getattr(room, name) for _, room in rooms for name in make_reference.public_names(room)]
+    assert len(everything) > 80
+    silent = {value.__name__ for value in everything if not inspect.getdoc(value)}
+    assert silent == set()
+    stale = {value.__name__ for value in everything if inspect.getdoc(value) not in page}
+    assert stale == set(), "run: python docs/make_reference.py"

@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -49,10 +51,12 @@ TINY = ("--arch", "trainable_nn.demo.resnet:PreActResNet18", "--width", 2, "--im
         "--workers", 0, "--convert", "paper")  # fmt: skip
 
 
-def torchrun(*arguments, folder, processes=2):
-    launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_addr=127.0.0.1",
-                "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1")  # fmt: skip
-    return run(*launcher, EXAMPLES / "imagenet.py", *TINY, *arguments, folder=folder)
+LAUNCHER = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", "--rdzv_backend=c10d",
+            "--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1")  # fmt: skip
+
+
+def torchrun(*arguments, folder):
+    return run(*LAUNCHER, EXAMPLES / "imagenet.py", *TINY, *arguments, folder=folder)
 
 
 def test_imagenet_trains_on_two_processes_and_resumes_as_if_never_stopped(tmp_path):
@@ -74,6 +78,40 @@ def write_images(folder, count):
         for index in range(count):
             image.new("RGB", (40, 30), (200 * label, 10 * index, 90)).save(folder / name / f"{index}.JPEG")
     (folder / "cat" / "notes.txt").write_text("no image")
+
+
+def descendants(process):
+    """Processes below this one; torchrun gives its workers sessions of their own, so no signal reaches them all."""
+    children = pathlib.Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in children] + [pid for child in children for pid in descendants(int(child))]
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").is_dir(), reason="needs Linux's /proc to kill every worker")
+def test_imagenet_on_a_folder_killed_and_resumed_has_the_same_weights_bit_for_bit(tmp_path):
+    write_images(tmp_path / "data" / "train", 12)
+    write_images(tmp_path / "data" / "val", 2)
+    torchrun(tmp_path / "data", "--epochs", 2, "--output", "whole", folder=tmp_path)
+    path = os.pathsep.join(filter(None, (PACKAGE, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, *LAUNCHER, EXAMPLES / "imagenet.py", *TINY, tmp_path / "data", "--epochs", 50, "--output", "parts"]
+    killed = subprocess.Popen(
+        [str(word) for word in command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until = time.monotonic() + 200
+    while not (tmp_path / "parts" / "state.pt").is_file() and time.monotonic() < until and killed.poll() is None:
+        time.sleep(0.002)
+    for process in (killed.pid, *descendants(killed.pid)):
+        os.kill(process, signal.SIGKILL)
+    killed.wait()
+    reached = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)["epoch"]
+    assert 1 <= reached < 50
+    torchrun(tmp_path / "data", "--epochs", reached + 1, "--output", "parts", "--resume", folder=tmp_path)
+    if reached > 1:  # the kill came late: so the whole run must be as long
+        torchrun(tmp_path / "data", "--epochs", reached + 1, "--output", "whole", folder=tmp_path)
+    name = f"epoch_{reached + 1:03d}.safetensors"
+    whole, parts = (tnn.load(tmp_path / folder / name) for folder in ("whole", "parts"))
+    assert whole.tensors.keys() == parts.tensors.keys()
+    assert all(torch.equal(value, parts.tensors[key]) for key, value in whole.tensors.items())
 
 
 def test_imagenet_reads_a_folder_of_images_in_one_process(tmp_path):

@@ -70,6 +70,23 @@ def curvatures_on_ball(constants: Constants, weight: np.ndarray, radius: float, 
     return constants.gain / constants.eps * np.minimum(most * MARGIN, C3 * MARGIN)
 
 
+def steepest_entries(constants: Constants, weight: np.ndarray) -> np.ndarray:
+    """The entries among which the largest slope and curvature of an entry norm are found, on every ball; else all.
+
+    Both profiles have one peak, at t = 0 and at t = 1/2, so the nearest entries on either side of it are enough.
+    """
+    if not isinstance(constants, EntryNormConstants) or weight.size == 0:
+        return weight
+    size, peak = np.abs(weight), PEAK * math.sqrt(constants.eps)
+    is_below = size <= peak
+    found = [size.min()]
+    if is_below.any():
+        found.append(size.max(where=is_below, initial=0.0))
+    if not is_below.all():
+        found.append(size.min(where=~is_below, initial=math.inf))
+    return np.array([found], dtype=np.float64)
+
+
 def _lengths(constants: Constants, weight: np.ndarray) -> np.ndarray:
     """t, by entries or by rows."""
     w = np.abs(weight) / math.sqrt(constants.eps)

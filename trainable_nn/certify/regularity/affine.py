@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...linop import convolution_norm_at_most, matrix_norm_at_most
 from ...theory.composition import times
 from ...theory.convolution import geometry_factor, sides
-from ...theory.parameterisation_balls import IdentityConstants, curvatures_on_ball, slopes_on_ball
+from ...theory.parameterisation_balls import IdentityConstants, curvatures_on_ball, slopes_on_ball, steepest_entries
 from ...theory.parameterisations import EntryNormConstants
 from ...theory.schatten import SchattenNormConstants
 from .norms import norms_at_most
@@ -29,6 +29,7 @@ from .states import Backward, Ball, Effect, Local, State, Tangents
 from .steps import Step, U, norms
 
 BLOCK = 2**22  # entries of a weight at a time; a larger one is read in its own dtype
+FINE = 100  # entries of a patch up to which its norms are proved tightly
 MOST_PATCHES = 2**26  # numbers in all patches of the batch; beyond it g ||x|| bounds their norm
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -104,8 +105,20 @@ class Affine(Step):
     def _largest(self, profile, ball: Ball) -> float:
         key = (self.path, profile.__name__, self.moved(ball))
         if key not in self._norms:
-            self._norms[key] = max((float(p.max(initial=0.0)) for _, p in self._profiles(profile, ball)), default=0.0)
+            if ("steepest", self.path) not in self._norms:
+                self._norms["steepest", self.path] = self._steepest()
+            free = self._norms["steepest", self.path]
+            pieces = self._profiles(profile, ball) if free is None else [(0, profile(self.options, free, self.moved(ball), free))]
+            self._norms[key] = max((float(p.max(initial=0.0)) for _, p in pieces), default=0.0)
         return self._norms[key]
+
+    def _steepest(self) -> np.ndarray | None:
+        """The entries that the largest slopes and curvatures come from; None where all rows must be seen."""
+        if not isinstance(self.options, EntryNormConstants) or self.free.size == 0:
+            return None
+        step = max(1, BLOCK // self.free.shape[1])
+        blocks = (self.free[start : start + step] for start in range(0, len(self.free), step))
+        return np.concatenate([steepest_entries(self.options, block) for block in blocks], axis=1)
 
     def _profiles(self, profile, ball: Ball):
         """(rows, slopes or curvatures of P on the ball, by entries or rows), some rows at a time.
@@ -208,15 +221,16 @@ class Affine(Step):
         """sup ||U|| on the ball, for each sample and for all together."""
         growth = self.growth
         by_size = growth * x.size
-        each, whole = self._patches_now(ball, x.centre)
+        each, whole = self._patches_now(ball, x)
         each = np.minimum(each + growth * x.delta, by_size)
         whole = min(whole + float(growth * x.whole_delta), float(np.sqrt(np.square(each).sum())))
         return each, whole
 
-    def _patches_now(self, ball: Ball, x: Tensor) -> tuple[np.ndarray, float]:
-        if getattr(self, "_kept", (None,))[0] is not x:
-            self._kept = (x, self._measure_patches(ball, x))
-        return self._kept[1]
+    def _patches_now(self, ball: Ball, x: State) -> tuple[np.ndarray, float]:
+        key = ("patches", x.place, self.path)
+        if key not in ball.memo:
+            ball.memo[key] = self._measure_patches(ball, x.centre)
+        return ball.memo[key]
 
     def _measure_patches(self, ball: Ball, x: Tensor) -> tuple[np.ndarray, float]:
         uses = self.free.shape[1]
@@ -225,11 +239,12 @@ class Affine(Step):
             each = self.growth * norms(ball, x)
             return each, float(np.sqrt(np.square(each).sum()) * (1 + 4 * ball.samples * U))
         patches = self._unfold(x)  # (groups, batch, uses, positions)
+        rtol = 5e-3 if uses <= FINE else 1.0  # each halving of it costs uses^3
         by_group = []
         for group in patches:
             samples = group.reshape(ball.samples, -1, *group.shape[1:]).transpose(1, 2).flatten(2)
             joint = group.transpose(0, 1).flatten(1)
-            by_group.append((norms_at_most(samples), float(norms_at_most(joint[None])[0])))
+            by_group.append((norms_at_most(samples, rtol=rtol), float(norms_at_most(joint[None], rtol=rtol)[0])))
         return np.maximum.reduce([each for each, _ in by_group]), max(whole for _, whole in by_group)
 
     def _unfold(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from .rules import RULES
 from .states import Ball
 from .sweep import Sweep
 
-MOST_NUMBERS = 2**26  # of float64 kept at once for one piece of the batch
+MOST_NUMBERS = 2**27  # of float64 kept at once for one piece of the batch
 KEPT = 4  # numbers kept for each activation: value, slope, curvature, and one on the way
 
 
@@ -128,8 +128,8 @@ class PreparedNetwork:
         graph = self._graph or graph_of(self.model, self.pieces[index], self.rules, self._known)
         if len(self.pieces) == 1:
             self._graph = graph
-        ball = Ball(radius, 1 if self.mixes_samples else len(self.pieces[index]))
-        sweep = Sweep(graph, ball, self._measured[index])
+        ball = Ball(radius, 1 if self.mixes_samples else len(self.pieces[index]), self._measured[index])
+        sweep = Sweep(graph, ball)
         names = _names(self.model, graph)
         order = list(dict.fromkeys(names[c.step, c.effect.name] for c in sweep.columns))
         group = np.zeros((len(order), len(sweep.columns)))

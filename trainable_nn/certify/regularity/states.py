@@ -10,10 +10,14 @@ U = 2.0**-53
 
 @dataclass(frozen=True)
 class Ball:
-    """All parameters within ``radius`` of the present ones; ``samples`` is 1 where a step mixes them, else the batch."""
+    """All parameters within ``radius`` of the present ones; ``samples`` is 1 where a step mixes them, else the batch.
+
+    memo: what was measured at the centre before, and is the same for every radius.
+    """
 
     radius: float
     samples: int
+    memo: dict = field(default_factory=dict)
 
     def rows(self, values: Tensor) -> Tensor:
         """One row for each sample."""
@@ -40,6 +44,7 @@ class State:
     drift: np.ndarray
     tau_centre: np.ndarray
     jacobians: dict[int, Tensor] | None = field(default=None)
+    place: int = -1  # of the step in the graph
 
 
 @dataclass(frozen=True)

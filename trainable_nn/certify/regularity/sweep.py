@@ -36,13 +36,10 @@ class Column:
 
 
 class Sweep:
-    """States of all steps on the ball, columns of all parameters, and the backward bounds.
+    """States of all steps on the ball, columns of all parameters, and the backward bounds."""
 
-    measured: what an earlier sweep over the same graph measured at the centre; filled where it is empty.
-    """
-
-    def __init__(self, graph: Graph, ball: Ball, measured: dict) -> None:
-        self.graph, self.ball, self.known = graph, ball, measured
+    def __init__(self, graph: Graph, ball: Ball) -> None:
+        self.graph, self.ball, self.known = graph, ball, ball.memo
         self.uses = {i: u for u, i in enumerate(i for i, n in enumerate(graph.nodes) if n.step.parameters)}
         self.keeps_jacobians = self._affordable()
         self.sizes = np.array([graph.nodes[i].value.numel() // ball.samples for i in self.uses])
@@ -83,7 +80,7 @@ class Sweep:
             none = np.zeros((ball.samples, len(self.uses)))
             zero = np.zeros(ball.samples)
             size = norms(ball, node.value)
-            self.states.append(State(node.value, zero, zero, size, 0.0, none, none, none, {}))
+            self.states.append(State(node.value, zero, zero, size, 0.0, none, none, none, {}, index))
             self.locals.append([])
             return
         local = step.local(ball, inputs)
@@ -96,15 +93,15 @@ class Sweep:
             tau[:, self.uses[index]] += 1.0
         jacobians, centre, drift = self._measured(index, node, inputs, local, tau)
         tau = np.minimum(tau, centre + drift)
-        self.states.append(self._state(node, inputs, local, tau, drift, centre, jacobians))
+        self.states.append(self._state(index, inputs, local, tau, drift, centre, jacobians))
         self.locals.append(local)
         for i in node.inputs:
             self._readers[i] -= 1
             if self._readers[i] == 0:
                 self.states[i].jacobians = None
 
-    def _state(self, node, inputs, local, tau, drift, centre, jacobians) -> State:
-        ball = self.ball
+    def _state(self, index, inputs, local, tau, drift, centre, jacobians) -> State:
+        ball, node = self.ball, self.graph.nodes[index]
         error = sum(times(here.J, x.error) for here, x in zip(local, inputs)) + node.step.error(ball, inputs)
         reach = self._tangents(tau)
         now = norms(ball, node.value)
@@ -113,7 +110,7 @@ class Sweep:
         whole = float(times(ball.radius, np.sqrt(np.square(reach.whole).sum())) + np.sqrt(np.square(error).sum()))
         size = np.minimum(now + delta, most)
         whole = min(whole, float(np.sqrt(np.square(delta).sum())))
-        return State(node.value, error, delta, size, whole, tau, drift, centre, jacobians)
+        return State(node.value, error, delta, size, whole, tau, drift, centre, jacobians, index)
 
     def _measured(self, index: int, node: Node, inputs: list[State], local: list[Local], tau: np.ndarray):
         """The forward Jacobians now, their norms, and how far they drift; infinite drift where they aren't kept."""

@@ -215,6 +215,29 @@ def ntk(
     return show_kernel(request, Settings(steps, step_size, by_layer, single, budget, plot), as_json=json)
 
 
+@app.command()
+def spectrum(
+    model: Model,
+    input_shape: Annotated[str, typer.Option("--input-shape", help="What the model takes, with a batch: 1,3,32,32.")],
+    model_arg: ModelArg = [],  # noqa: B006
+    checkpoint: Weights = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="Show in --plot the layers after this recipe too.")] = "paper",
+    rtol: Annotated[float, typer.Option(help="Work of the proofs: rtol / 40 of excess is arithmetic's.")] = 0.05,
+    smallest: Annotated[bool, typer.Option(help="Find the smallest singular values too: most of the time.")] = True,
+    plot: Annotated[pathlib.Path | None, typer.Option("--plot", help="File for the figure, such as spectrum.png.")] = None,
+    json: Json = False,
+    traceback: Trace = False,
+) -> int:
+    """Show what each linear layer and convolution does to lengths: a proved bound, the extremes, torch's spectral norm.
+
+    Status 0 where every layer is bounded and no measured value is above its bound.
+    """
+    from .spectrum import Request, show_spectrum
+
+    request = Request(model, model_arg, checkpoint, input_shape, recipe, rtol, smallest, plot)
+    return show_spectrum(request, as_json=json)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit status. One line on stderr for every error, unless --traceback is given."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -89,7 +89,10 @@ def extreme_singular_values(
     products = products_of("extreme_singular_values", op)
     least = CONVOLUTION_DENSE_UP_TO if _has_blocks(op) else DENSE_UP_TO
     if which != "largest" and _fits(products, least if dense_up_to is None else dense_up_to):
-        return _extremes(_dense(products), products, tol, which, "dense")
+        found = _dense(products)
+        if _has_blocks(op) and zero_by_counting(op.geometry):
+            found["smallest"] = (0.0, 0.0)
+        return _extremes(found, products, tol, which, "dense")
     if which != "largest" and _has_blocks(op):
         found = _of_convolution(op, products, tol, which, most_products, seed)
         if found is not None:

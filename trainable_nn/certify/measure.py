@@ -24,6 +24,7 @@ BUDGET = 2**30  # bytes of the matrices that may exist at once
 WORK_PER_BYTE = 300  # multiplications allowed for each byte of the budget: some 20 seconds on one core
 WORK_OF_NTK = 8  # times as much: the layerwise kernel needs far fewer products than M^2 p
 CHUNK_BYTES = 2**26
+DENSE_ENTRIES = 2**24  # of a Jacobian; a larger one is not formed where the kernel has a rule
 Watch = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
@@ -52,24 +53,32 @@ def jacobian_extremes(problem: Problem, budget: int, watch: Watch) -> Extremes:
         return Extremes(0.0, None, f"{total} parameters cannot move {outputs} outputs", total)
     chosen = _affordable(parameters, outputs, budget)
     if len(chosen) < len(parameters) and _kernel_affordable(total, outputs, budget):
-        gram = _kernel(problem, budget, watch)
+        gram = _kernel(problem, list(parameters), budget, watch)
         if gram is not None:
             return Extremes(*extremes_of_gram(gram, total), "exact tangent kernel of all parameters", total)
     count = sum(parameters[name].numel() for name in chosen)
     if count < outputs:
         found = f"the last {count} parameters" if count else "no parameters"
         return Extremes(0.0, None, f"{found} fit the budget, for {outputs} outputs", count)
-    try:
-        jacobian = dense_jacobian(problem, chosen, watch)
-    except Exception as error:  # noqa: BLE001, torch.func refuses some forwards, in many ways
-        reason = " ".join(str(error).split())[:200]
-        return Extremes(0.0, None, f"Jacobian, which torch.func does not give ({reason})", count)
-    smallest, largest = extremes_of(jacobian)
+    smallest, largest, refused = _extremes(problem, chosen, count, budget, watch)
+    if refused:
+        return Extremes(0.0, None, f"Jacobian, which torch.func does not give ({refused})", count)
     if len(chosen) == len(parameters):
         return Extremes(smallest, largest, "exact Gram matrix of all parameters", count)
-    return Extremes(
-        smallest, None, f"Gram matrix of the last {count} of {total} parameters ({', '.join(chosen)})", count
-    )
+    named = ", ".join(chosen[-3:]) + (", ..." if len(chosen) > 3 else "")
+    return Extremes(smallest, None, f"Gram matrix of the last {count} of {total} parameters ({named})", count)
+
+
+def _extremes(problem: Problem, names: list[str], count: int, budget: int, watch: Watch) -> tuple[float, float, str]:
+    """From a dense Jacobian where it is small, else from the kernel; with the reason where neither can be had."""
+    if problem.outputs.numel() * count > DENSE_ENTRIES:
+        gram = _kernel(problem, names, budget, watch)
+        if gram is not None:
+            return *extremes_of_gram(gram, count), ""
+    try:
+        return *extremes_of(dense_jacobian(problem, names, watch)), ""
+    except Exception as error:  # noqa: BLE001, torch.func refuses some forwards, in many ways
+        return 0.0, math.inf, " ".join(str(error).split())[:200]
 
 
 def _affordable(parameters: dict[str, Tensor], outputs: int, budget: int) -> list[str]:
@@ -87,13 +96,19 @@ def _kernel_affordable(parameters: int, outputs: int, budget: int) -> bool:
     return 24 * outputs**2 <= budget and outputs**2 * parameters <= WORK_OF_NTK * WORK_PER_BYTE * budget
 
 
-def _kernel(problem: Problem, budget: int, watch: Watch) -> Tensor | None:
-    """DF DF^T layer by layer; None where a layer has no rule there."""
+def _kernel(problem: Problem, names: list[str], budget: int, watch: Watch) -> Tensor | None:
+    """DF DF^T over these parameters, layer by layer; None where a layer has no rule there."""
     watch("tangent kernel", 0, 1)
+    others = [p for name, p in problem.parameters.items() if name not in names]
     try:
+        for p in others:
+            p.requires_grad_(False)
         return ntk(problem.model, problem.inputs, budget=budget)
-    except (TypeError, ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError, RuntimeError):
         return None
+    finally:
+        for p in others:
+            p.requires_grad_(True)
 
 
 def dense_jacobian(problem: Problem, names: list[str], watch: Watch) -> Tensor:

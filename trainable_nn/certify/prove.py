@@ -78,7 +78,8 @@ def _prove(problem: Problem, budget: int, watch: Watch) -> Certificate:
     layers = layers_of(problem)
     everywhere = layers.sigma_at_least(math.inf)
     rows += _rank_rows(problem, extremes, everywhere)
-    outcome, regular, local = _descent(problem, extremes, layers, everywhere, watch)
+    kinked = any(row.name == SMOOTH for row in blame)
+    outcome, regular, local = _descent(problem, extremes, layers, everywhere, kinked, watch)
     rows += [*layers.rows, *_cost_rows(problem, everywhere), *local, *_ball_rows(problem, outcome)]
     grade = _grade(rows, extremes, outcome, everywhere)
     above = GRADES[GRADES.index(grade) + 1 :]
@@ -223,11 +224,13 @@ def _cost_rows(problem: Problem, everywhere: float) -> list[Hypothesis]:
 
 
 def _descent(
-    problem: Problem, extremes: Extremes | None, layers: Layers, everywhere: float, watch: Watch
+    problem: Problem, extremes: Extremes | None, layers: Layers, everywhere: float, kinked: bool, watch: Watch
 ) -> tuple[Descent | Gap | None, float | None, list[Hypothesis]]:
     """The descent or the gap, an upper bound of ||DF|| here, and rows on the layers' constants."""
     centre = extremes.smallest if extremes else 0.0
     largest = extremes.largest if extremes else None
+    if kinked:  # no ball has a finite Lipschitz constant of DF, and the complaint says so
+        return None, largest, []
     known: dict[float, tuple[float, float]] = {}
 
     def constants(radius: float) -> tuple[float, float]:

@@ -19,6 +19,7 @@ STYLES = (
     {"color": "#009E73", "linestyle": "-.", "marker": "^"},
     {"color": "#222222", "linestyle": ":", "marker": "D"},
 )
+FEW = 60  # points that still have room for a mark each
 ZERO = 1e-12  # singular values below this share of the largest are drawn as zero
 
 
@@ -127,6 +128,58 @@ def singular_value_histogram(
     axes.set_title(title)
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize="small")
+
+
+def kernel_spectrum(
+    axes: Axes, eigenvalues: Sequence[float], *, noise_floor: float | None = None, title: str = "Tangent kernel"
+) -> None:
+    """Positive eigenvalues in falling order over their rank; what is zero or below ends the curve and is counted."""
+    drawn = sorted((value for value in eigenvalues if value > 0), reverse=True)
+    missing = len(eigenvalues) - len(drawn)
+    label = f"eigenvalues ({missing} of {len(eigenvalues)} are not positive)" if missing else "eigenvalues"
+    mark = {"marker": "o", "markersize": 3} if len(drawn) <= FEW else {}
+    axes.plot(range(1, len(drawn) + 1), drawn, label=label, linewidth=1.8, **{**_line(STYLES[0]), **mark})
+    if noise_floor is not None:
+        axes.axhline(noise_floor, linewidth=1.2, label="noise floor (estimate)", **_line(STYLES[3]))
+    axes.set_yscale("log")
+    axes.set_xlabel("rank")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("eigenvalue of the kernel")
+    axes.set_title(title)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def descent_curves(axes: Axes, losses: Mapping[str, Sequence[float]], *, title: str) -> None:
+    """Losses over the steps of gradient descent, beginning with step 0; such as predicted, measured and proved."""
+    for style, (name, values) in zip(STYLES, losses.items(), strict=False):
+        axes.plot(range(len(values)), values, label=name, linewidth=1.8, **_line(style))
+    axes.set_yscale("log")
+    axes.set_xlabel("step of gradient descent")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("loss")
+    axes.set_title(title)
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def norm_bounds(axes: Axes, bounds: Sequence[float], *, title: str) -> None:
+    """Upper bounds of the layers' operator norms in the network's order, beside the line at 1."""
+    shown = {"color": STYLES[0]["color"], "marker": STYLES[0]["marker"], "linestyle": "none", "markersize": 4}
+    axes.plot(range(1, len(bounds) + 1), bounds, label="proved upper bound", **shown)
+    axes.axhline(1.0, linewidth=1.2, label="1: a layer below it contracts", **_line(STYLES[3]))
+    if bounds and min(bounds) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel("linear layer, in the network's order")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("operator norm at most")
+    axes.set_title(title)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def _line(style: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in style.items() if key != "marker"}
 
 
 def comparison(

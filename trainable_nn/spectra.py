@@ -36,18 +36,22 @@ class Spectrum:
         return None if self.values is None else float(self.values[0])
 
 
-def spectra_of(model: nn.Module, paths: Sequence[str], images: Tensor) -> list[Spectrum]:
+def spectra_of(
+    model: nn.Module, paths: Sequence[str], images: Tensor, *, most_entries: int | None = None
+) -> list[Spectrum]:
     """Spectra of the Jacobians, in their own input, of the modules at ``paths``, at the first of ``images``.
 
     Batch normalisation uses the statistics of ``images`` and holds them fixed, so that each module is a
-    map of one image. The work is done in float64 on a copy on the CPU.
+    map of one image. The work is done in float64 on a copy on the CPU. A Jacobian of more than ``most_entries``
+    (None: LARGEST_JACOBIAN) is left out.
 
     Cost:
         One vector-Jacobian product per output, batched, and a QR and an SVD.
     """
     frozen = _with_statistics_of(images, model)
     points = _inputs_of(frozen, paths, images[:1])
-    return [_spectrum(path, frozen.get_submodule(path), points[path]) for path in paths if path in points]
+    most = LARGEST_JACOBIAN if most_entries is None else most_entries
+    return [_spectrum(path, frozen.get_submodule(path), points[path], most) for path in paths if path in points]
 
 
 def _with_statistics_of(images: Tensor, model: nn.Module) -> nn.Module:
@@ -74,9 +78,9 @@ def _inputs_of(model: nn.Module, paths: Sequence[str], image: Tensor) -> dict[st
     return points
 
 
-def _spectrum(path: str, module: nn.Module, x: Tensor) -> Spectrum:
+def _spectrum(path: str, module: nn.Module, x: Tensor, most_entries: int) -> Spectrum:
     jacobian = Jacobian(module, x)
-    too_large = math.prod(jacobian.shape) > LARGEST_JACOBIAN
+    too_large = math.prod(jacobian.shape) > most_entries
     return Spectrum(path, jacobian.shape, None if too_large else singular_values(jacobian.dense()))
 
 

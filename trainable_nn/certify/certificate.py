@@ -148,6 +148,16 @@ class Certificate:
     def __str__(self) -> str:
         return self.explain()
 
+    def __rich__(self):
+        from .tables import certificate_rich
+
+        return certificate_rich(self)
+
+    def _repr_html_(self) -> str:
+        from .tables import certificate_html
+
+        return certificate_html(self)
+
 
 def is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)

@@ -238,6 +238,39 @@ def spectrum(
     return show_spectrum(request, as_json=json)
 
 
+@app.command()
+def report(
+    model: Model,
+    output: Annotated[pathlib.Path, typer.Option("--output", "-o", help="The page to write.")] = pathlib.Path(
+        "report.html"
+    ),
+    model_arg: ModelArg = [],  # noqa: B006
+    checkpoint: Weights = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="Convert first: paper, provable, or none.")] = "paper",
+    data: Data = "digits",
+    folder: Folder = None,
+    images: Images = 16,
+    size: Size = 8,
+    loss: Loss = "mse",
+    training_mode: Training = False,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of gradient descent to predict and to measure.")] = 50,
+    budget: Annotated[int, typer.Option(min=1, help="MiB that matrices may take at once; work grows with it.")] = 1024,
+    at_least: Annotated[str, typer.Option(help="Grade that counts as success: global, ball, measured, none.")] = "none",
+    json: Json = False,
+    traceback: Trace = False,
+) -> int:
+    """Write one page for a person: conversion, certificate, spectra, kernel, losses predicted and measured, norms.
+
+    It stands alone, without network access. Status 0 where it was written and the grade is at least --at-least.
+    """
+    from .certify import Request
+    from .report import Settings, write_report
+
+    request = Request(model, model_arg, checkpoint, recipe, data, folder, images, size, loss, training_mode, seed)
+    return write_report(request, Settings(output, steps, budget, at_least), as_json=json)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit status. One line on stderr for every error, unless --traceback is given."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -83,7 +83,7 @@ def certify_model(request: Request, output: pathlib.Path | None, budget: int, at
     if at_least not in GRADES:
         raise OptionError(f"--at-least {at_least}: must be one of {', '.join(reversed(GRADES))}.")
     model, images, targets = _prepared(request)
-    with _Watch() as watch:
+    with Watch() as watch:
         certificate = certify(model, images, targets, loss=request.loss, budget=budget << 20, progress=watch)
     if output is not None:
         _write(output, certificate)
@@ -102,7 +102,7 @@ def verify_certificate(request: Request, source: pathlib.Path, *, as_json: bool)
     model, images, targets = _prepared(request, weights)
     problem = ""
     try:
-        with _Watch() as watch:
+        with Watch() as watch:
             verify(certificate, model, images, targets, progress=watch)
     except CertificateError as error:
         problem = str(error)
@@ -182,7 +182,7 @@ def _write(output: pathlib.Path, certificate: Certificate) -> None:
         ) from error
 
 
-class _Watch:
+class Watch:
     """A live line on stderr with what is being computed."""
 
     def __init__(self) -> None:
@@ -191,7 +191,7 @@ class _Watch:
         self.bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self.task = self.bars.add_task("certify", total=None)
 
-    def __enter__(self) -> _Watch:  # noqa: PYI034, Self is typing's from 3.11 on
+    def __enter__(self) -> Watch:  # noqa: PYI034, Self is typing's from 3.11 on
         self.bars.start()
         return self
 

@@ -55,16 +55,27 @@ class Plan:
             )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
         table = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]) for row in rows]
-        return "\n".join([self._title(), *table, *self.notes, self._distance()])
+        return "\n".join([self._title(), *table, *self.notes, self.distance()])
 
     def _title(self) -> str:
         changed = sum(step.changes for step in self.steps)
         return f"{self.model} by recipe {self.recipe}: {changed} of {len(self.steps)} paths change."
 
-    def _distance(self) -> str:
+    def distance(self) -> str:
+        """How far the function moves, in a sentence."""
         if self.function_change is None:
             return "How far the function moves was not measured: give sample_input."
         return f"On the sample input the outputs move by {self.function_change:.3g} times their norm."
+
+    def __rich__(self):
+        from .tables import plan_rich  # tables read plans
+
+        return plan_rich(self)
+
+    def _repr_html_(self) -> str:
+        from .tables import plan_html
+
+        return plan_html(self)
 
     def to_dict(self) -> dict:
         """The plan as values that JSON knows; a change that is not finite is written as a string."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..tables import Table, numeral
 from .gram import ntk
 from .lanczos import Found, lanczos_extremes
 from .parameter_jacobian import ParameterJacobian
@@ -67,6 +68,22 @@ class KernelExtremes:
     def condition_number(self) -> float:
         """largest / smallest of the values found; infinite unless the smallest is positive."""
         return self.largest / self.smallest if self.smallest > 0 else math.inf
+
+    def table(self) -> Table:
+        """Both ends: found, its residual, and between which numbers it is proved to lie, if that is known."""
+        ends = (
+            ("smallest", self.smallest, self.residuals[0], self.smallest_at_least, self.smallest_at_most),
+            ("largest", self.largest, self.residuals[1], self.largest_at_least, self.largest_at_most),
+        )
+        rows = tuple((name, *(numeral(number, ".6g") for number in numbers)) for name, *numbers in ends)
+        columns = ("eigenvalue", "found", "residual", "proved at least", "proved at most")
+        return Table("Ends of the kernel's spectrum", columns, rows, caption=f"Method: {self.method}.")
+
+    def __rich__(self):
+        return self.table().to_rich()
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
 
 
 def kernel_extremes(

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..tables import Table, numeral
+
 WHERE = "predict_training"
 LOSSES = ("mse", "half_square")
 
@@ -76,6 +78,23 @@ class TrainingPrediction:
         reached = self.parts.abs() > 0
         factors = (1.0 - 2.0 * self.scale * step * self.eigenvalues[reached]).square()
         return float(factors.max()) if factors.numel() else 0.0
+
+    def table(self) -> Table:
+        """The numbers that the eigenvalues give."""
+        rows = (
+            ("smallest eigenvalue", numeral(float(self.eigenvalues[0]), ".6g")),
+            ("largest eigenvalue", numeral(float(self.eigenvalues[-1]), ".6g")),
+            ("condition number", numeral(self.condition_number, ".6g")),
+            (f"effective dimension, of {len(self.eigenvalues)}", numeral(self.effective_dimension(), ".6g")),
+            ("largest stable step, to first order", numeral(self.largest_stable_step, ".6g")),
+        )
+        return Table("What the kernel predicts", ("quantity", "value"), rows)
+
+    def __rich__(self):
+        return self.table().to_rich()
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
 
 
 def predict_training(kernel: Tensor, residual: Tensor, *, loss: str = "mse") -> TrainingPrediction:

@@ -23,6 +23,7 @@ from .problem import Problem
 BUDGET = 2**30  # bytes of the matrices that may exist at once
 WORK_PER_BYTE = 300  # multiplications allowed for each byte of the budget: some 20 seconds on one core
 WORK_OF_NTK = 8  # times as much: the layerwise kernel needs far fewer products than M^2 p
+KERNEL_SHARE = 4
 CHUNK_BYTES = 2**26
 DENSE_ENTRIES = 2**24  # of a Jacobian; a larger one is not formed where the kernel has a rule
 Watch = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -103,7 +104,7 @@ def _kernel(problem: Problem, names: list[str], budget: int, watch: Watch) -> Te
     try:
         for p in others:
             p.requires_grad_(False)
-        return ntk(problem.model, problem.inputs, budget=budget)
+        return ntk(problem.model, problem.inputs, budget=KERNEL_SHARE * budget)  # it holds activations, too
     except (TypeError, ValueError, NotImplementedError, RuntimeError):
         return None
     finally:

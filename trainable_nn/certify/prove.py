@@ -49,8 +49,8 @@ def certify(
         at most "measured".
     Units:
         loss: "mse" is torch.nn.functional.mse_loss (the mean over all entries), "cross_entropy" torch's mean over
-        samples with class indices; or a theory.Cost. budget: bytes that matrices may take at once, 1 GiB if None;
-        work is bounded in proportion. generator: nothing is drawn at present; it is accepted for random searches.
+        samples with class indices; or a theory.Cost. budget: bytes that a matrix may take, 1 GiB if None (the tangent
+        kernel's workspace four times that); work is bounded in proportion. generator: nothing is drawn at present; it is accepted for random searches.
     Cost:
         The Gram matrix of the Jacobian, M^2 p multiplications for M outputs (all samples together) and p parameters,
         where the budget allows, else of the last parameters; and some passes of the regularity calculus.
@@ -92,12 +92,16 @@ def _prove(problem: Problem, budget: int, watch: Watch) -> Certificate:
 def _certificate(problem, grade, rows, extremes, everywhere, descent, jacobian_upper, budget) -> Certificate:
     from .. import __version__  # defined after this file is imported
 
-    sigma, source = everywhere, "the layers, over all weights (Proposition 4.6)"
-    if extremes is not None and extremes.smallest > sigma:
+    sigma, source = everywhere, "layers, over all weights by Proposition 4.6"
+    if descent is None and extremes is not None and extremes.smallest > sigma:
         sigma, source = extremes.smallest, f"{extremes.source}, at the present weights"
-    if descent is not None:
-        sigma, source = descent.sigma, f"{source}; on the ball of radius {descent.radius:.4g}"
-    notes = () if extremes is None else (f"lambda at this point from the {extremes.source}.",)
+    if descent is not None and descent.sigma > sigma:
+        sigma, source = descent.sigma, "present weights and the bounds on the ball"
+    notes = (
+        ()
+        if extremes is None
+        else (f"lambda at the present weights: {extremes.smallest**2:.4g}, from the {extremes.source}.",)
+    )
     return Certificate(
         grade=grade,
         hypotheses=tuple(rows),

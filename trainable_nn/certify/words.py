@@ -11,6 +11,8 @@ MEANINGS = {
     "none": "nothing supports that training reaches the minimum",
 }
 MOST_PATHS = 6  # named in one line; the rows name all
+MANY_STEPS = 10_000_000
+SLOW = "That constant step is a proof and not a plan: train with optim.CertifiedDescent, and certify again near the minimum."
 NOT_COVERED = "Plain gradient descent on all of these samples; mini-batches, momentum and weight decay are not covered."
 
 
@@ -47,6 +49,8 @@ def _descent(certificate: Certificate) -> list[str]:
         steps = certificate.steps_to(tenth)
         count = "" if steps is None else f" A tenth of the loss is reached within {steps} steps."
         lines.append(f"Each step multiplies the loss by at most 1 - {descent.gain:.4g}.{count}")
+        if steps is None or steps > MANY_STEPS:
+            lines.append(SLOW)
     else:
         steps = certificate.steps_to(certificate.goal)
         lines.append(

@@ -1,5 +1,6 @@
 """The command `spectrum`: its table, its JSON, its figure and its statuses, against dense matrices."""
 
+import copy
 import json
 import pathlib
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+import trainable_nn as tnn
 from trainable_nn.cli import main
-from trainable_nn.cli.spectrum import Row, _holds
+from trainable_nn.cli.spectrum import Request, Row, _holds, _spectra
 from trainable_nn.cli.spectrum_plot import spectrum_figure
 from trainable_nn.demo.resnet import PreActResNet18
+from trainable_nn.linop import operator_norms_at_most
 
 pytest.importorskip("matplotlib")
 
@@ -79,6 +82,19 @@ def test_the_table_names_every_layer_and_the_figure_is_a_picture(run, tmp_path):
     for word in ("layer4.0.shortcut", "at most", "torch's spectral norm leaves up to", "Wrote s.png"):
         assert word in out
     assert pathlib.Path(tmp_path, "s.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_shortcut_that_a_conversion_puts_in_a_layers_place_is_drawn_after_it():
+    request = Request("net", [], None, "1,3,8,8", "paper", 0.05, False, None)
+    torch.manual_seed(0)
+    model, shape = PreActResNet18(width=2).eval(), (1, 3, 8, 8)
+    panels = _spectra(model, operator_norms_at_most(model, shape), request, shape)
+    panels = panels["layer2.0.shortcut"]
+    converted = tnn.convert_model(copy.deepcopy(model), recipe="paper").layer2[0].shortcut.double()
+    truth = torch.linalg.svdvals(oracles.matrix_of(converted, (2, 8, 8)))
+    assert list(panels) == ["before", "after (paper)"]
+    assert torch.allclose(torch.tensor(panels["after (paper)"]), truth.float(), atol=1e-6)
+    assert sum(value < 1e-12 for value in panels["before"]) > 0 < truth[-1]
 
 
 def test_the_figure_has_a_curve_for_each_network_and_at_most_24_panels():

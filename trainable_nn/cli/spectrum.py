@@ -168,8 +168,7 @@ def _spectra(model: nn.Module, rows: Sequence[Row], request: Request, shape: tup
                     panels.setdefault(row.path, {})[name] = values
                 bar.advance(task)
     for row in rows if request.recipe else ():
-        values = _in_its_place(converted, row)
-        if row.path in panels and len(panels[row.path]) == 1 and values is not None:
+        if len(panels.get(row.path, ())) == 1 and (values := _in_its_place(converted, row)) is not None:
             panels[row.path][f"after ({request.recipe})"] = values
     if not panels:
         raise OptionError(f"--plot: no layer has at most {PLOTTED_UP_TO} singular values. Give a smaller --input-shape.")
@@ -177,16 +176,15 @@ def _spectra(model: nn.Module, rows: Sequence[Row], request: Request, shape: tup
 
 
 def _in_its_place(model: nn.Module, row: Row) -> list[float] | None:
-    """Of the map without parameters that stands where a layer was, such as a shortcut; those of the paper are linear."""
+    """Of the Jacobian, at zero, of what a conversion put where a layer was, such as a shortcut, which is affine."""
     try:
         module = model.get_submodule(row.path)
     except AttributeError:
         return None
-    if row.input_shape is None or any(True for _ in module.parameters()):
+    if row.input_shape is None:
         return None
-    start = torch.zeros(1, *row.input_shape, dtype=torch.float64)
-    matrix = Jacobian(module, start).dense()
-    return _singular_values(matrix)
+    jacobian = Jacobian(copy.deepcopy(module).double(), torch.zeros(1, *row.input_shape, dtype=torch.float64))
+    return _singular_values(jacobian.dense().detach()) if min(jacobian.shape) <= PLOTTED_UP_TO else None
 
 
 def _all_values(layer: nn.Module, row: Row | LayerBound) -> list[float] | None:

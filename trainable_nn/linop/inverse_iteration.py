@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .block_inverse import PseudoInverse
+from .block_inverse import MOST_REFINEMENTS, PseudoInverse
 from .golub_kahan import Bases
 from .products import Products
 from .toeplitz import ToeplitzConv
@@ -32,6 +32,7 @@ class _Search:
 
     def __init__(self, op: ToeplitzConv, inverse: PseudoInverse, products: Products, tol: float, largest: float) -> None:
         self.products, self.tol, self.floor = products, tol, products.eps * largest
+        self.inverse = inverse
         forth, back = (products.rmv, products.mv) if op.transposed else (products.mv, products.rmv)
         self.down, self.up = forth, back  # from wide to narrow: to the smaller side, and from it
         self.lift, self.drop = self._counted(inverse.mv), self._counted(inverse.rmv)
@@ -48,7 +49,7 @@ class _Search:
             bases.extend()
             if not bases.converged(tol, "largest") and not bases.complete:
                 continue
-            found = self._measured(bases.vectors("largest")[1])
+            found = self._refined(bases.vectors("largest")[1])
             stalled = 0 if found[1] < best[1] / 2 else stalled + 1
             best = min(best, found, key=lambda pair: pair[1])
             if best[1] + self.floor <= self.tol * best[0] or bases.complete or stalled == STALLED:
@@ -61,6 +62,18 @@ class _Search:
         if self.gram is not None:
             return Bases(self.gram, self.gram, small, small, BASIS, self.products, seed)
         return Bases(self.lift, self.drop, large, small, BASIS, self.products, seed)
+
+    def _refined(self, x: Tensor) -> tuple[float, float]:
+        """Measured again with one refinement more of the inverse, for as long as the residual asks for it and shrinks."""
+        found = self._measured(x)
+        while found[1] + self.floor > self.tol * found[0] and self.inverse.refinements < MOST_REFINEMENTS:
+            self.inverse.refinements += 1
+            again = self._measured(x)
+            if not again[1] < found[1] / 2:
+                self.inverse.refinements -= 1
+                break
+            found = again
+        return found
 
     def _measured(self, x: Tensor) -> tuple[float, float]:
         """The value at x and its residual, after a step of inverse iteration to clear x of large singular values."""

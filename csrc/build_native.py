@@ -14,7 +14,7 @@ Environment variables:
   TRAINABLE_NN_CUDA     0 or 1: whether to build the CUDA library (default: if
                         nvcc is found and the installed torch is a CUDA build)
   TORCH_CUDA_ARCH_LIST  e.g. "8.0;9.0+PTX"
-  CXX, CXXFLAGS, CUDACXX, CUDA_HOME   the usual meanings
+  C
 """
 import json
 import os
@@ -37,11 +37,14 @@ CXX_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPI
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+
 # The loops are compiled once for each set; which one runs is chosen when the library is loaded.
 ISA_FLAGS = {
     "scalar": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+    "avx512": AVX512 + ["-mprefer-vector-width=512"],
+    "avx512_short": AVX512 + ["-mprefer-vector-width=256", "-DTNN_SHORT"],  # registers of 32 bytes
 }
 
 

@@ -571,6 +571,29 @@ def test_long_rows_side_by_side_are_those_alone_and_one_that_overflows_spoils_no
             assert_close(found[i], expected, rtol=1e-12, atol=1e-14 * float(expected.abs().max()))
 
 
+@pytest.mark.skipif("cpu" not in ops.native.loaded, reason="no compiled CPU kernels")
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "permuted"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_small_call_has_the_bits_of_a_large_one(dtype, layout):
+    """It runs on shorter registers where the machine has longer ones."""
+    info = torch.finfo(dtype)
+    for size in (info.smallest_normal, 1.0, info.max / 16):
+        large = [weights(60, 7, 11, 5, seed=s).clamp(-3, 3).to(dtype) for s in (1, 2, 3)]
+        large[0] *= size
+        small = [LAYOUTS[layout](t[9:12].clone()) for t in large]
+        (w, g, v), (few_w, few_g, few_v) = map(LAYOUTS[layout], large), small
+        for name, constants in (("entry_norm", (EPS, GAIN, LEAK)), ("weight_norm", (EPS, GAIN))):
+            op = lambda suffix, *t: getattr(PRIVATE, name + suffix)(*t, *constants)
+            pairs = [
+                (op("", w), op("", few_w)),
+                (op("_backward", g, w), op("_backward", few_g, few_w)),
+                *zip(op("_pair", g, w), op("_pair", few_g, few_w)),
+                *zip(op("_double_backward", v, g, w), op("_double_backward", few_v, few_g, few_w)),
+            ]
+            for among, alone in pairs:
+                assert torch.equal(among[9:12].nan_to_num(nan=7.0), alone.nan_to_num(nan=7.0))
+
+
 COMPARE = """
 import os, sys, torch
 os.environ["TRAINABLE_NN_NATIVE"] = sys.argv[1]

@@ -18,6 +18,7 @@ TNN_DECLARE(scalar)
 #ifdef TNN_X86
 TNN_DECLARE(avx2)
 TNN_DECLARE(avx512)
+TNN_DECLARE(avx512_short)
 #endif
 
 namespace {
@@ -25,8 +26,16 @@ namespace {
 struct Kernels {
   CpuKernel entry_norm, weight_norm;
   CpuPiecesKernel weight_norm_of_long_rows;
+  CpuKernel short_entry_norm, short_weight_norm;
+
+  // A core slows down for about a millisecond once it has met 64-byte registers, by a sixth where it was
+  // measured, so a small call goes without.  The bits are the same; in float64 they are not.
+  static bool is_short(const Call& c) { return c.numel <= 4096 && c.dtype != kDouble; }
+  CpuKernel entry_norm_of(const Call& c) const { return is_short(c) ? short_entry_norm : entry_norm; }
+  CpuKernel weight_norm_of(const Call& c) const { return is_short(c) ? short_weight_norm : weight_norm; }
 };
-#define TNN_KERNELS(isa) {isa::entry_norm, isa::weight_norm, isa::weight_norm_of_long_rows}
+#define TNN_KERNELS(isa, small) \
+  {isa::entry_norm, isa::weight_norm, isa::weight_norm_of_long_rows, small::entry_norm, small::weight_norm}
 
 // TRAINABLE_NN_CPU=scalar|avx2|avx512 takes a lesser set, for tests.
 Kernels choose() {
@@ -36,10 +45,10 @@ Kernels choose() {
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (v4 && (!wish || !strcmp(wish, "avx512"))) return TNN_KERNELS(avx512);
-  if (v3 && (!wish || strcmp(wish, "scalar"))) return TNN_KERNELS(avx2);
+  if (v4 && (!wish || !strcmp(wish, "avx512"))) return TNN_KERNELS(avx512, avx512_short);
+  if (v3 && (!wish || strcmp(wish, "scalar"))) return TNN_KERNELS(avx2, avx2);
 #endif
-  return TNN_KERNELS(scalar);
+  return TNN_KERNELS(scalar, scalar);
 }
 
 constexpr int64_t kGrain = 32768;  // entries a thread is worth waking for; ATen's own figure
@@ -78,7 +87,7 @@ void for_pieces(int64_t pieces, void (*piece)(int64_t, void*), void* context) {
 constexpr int64_t kLong = 1 << 18;
 
 void run_rows(const Kernels& kernels, const Call& call) {
-  if (call.rows.outer > 1 || call.rows.inner < kLong) return run(kernels.weight_norm, call, call.rows.count);
+  if (call.rows.outer > 1 || call.rows.inner < kLong) return run(kernels.weight_norm_of(call), call, call.rows.count);
   if (!kernels.weight_norm_of_long_rows(call, for_pieces)) bad_dtype();
 }
 
@@ -88,7 +97,7 @@ struct Cpu {
     return chosen;
   }
   template <Derivative D> static void entry_norm(StableIValue* stack, uint64_t inputs, uint64_t) {
-    boxed(D, stack, inputs, like, [](const Call& call, int) { run(kernels().entry_norm, call, call.numel); });
+    boxed(D, stack, inputs, like, [](const Call& call, int) { run(kernels().entry_norm_of(call), call, call.numel); });
   }
   template <Derivative D> static void weight_norm(StableIValue* stack, uint64_t inputs, uint64_t) {
     boxed(D, stack, inputs, like, [](const Call& call, int) { run_rows(kernels(), call); });

@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(TNN_SHORT)
 #define TNN_BYTES 64
 #elif defined(__AVX2__)
 #define TNN_BYTES 32
@@ -99,12 +99,19 @@ TNN_INLINE FloatV join(DoubleV low, DoubleV high) {
   return (FloatV)_mm512_castpd_ps(_mm512_insertf64x4(lower_half, _mm256_castps_pd(_mm512_cvtpd_ps((__m512d)high)), 1));
 }
 #else
+#ifdef TNN_SHORT  // the bits of the 64-byte registers
+TNN_INLINE FloatV inv_sqrt(FloatV s) {
+  const FloatV r = (FloatV)_mm256_rsqrt14_ps((__m256)s), h = s * 0.5f;
+  return r * (1.5f - (h * r) * r);
+}
+#else
 TNN_INLINE FloatV inv_sqrt(FloatV s) {  // a 12-bit estimate and two Newton steps
   const FloatV h = s * 0.5f;
   FloatV r = (FloatV)_mm256_rsqrt_ps((__m256)s);
   r = r * (1.5f - (h * r) * r);
   return r * (1.5f - (h * r) * r);
 }
+#endif
 TNN_INLINE DoubleV inv_sqrt(DoubleV s) { return 1.0 / (DoubleV)_mm256_sqrt_pd((__m256d)s); }
 TNN_INLINE FloatV smaller(FloatV a, FloatV b) { return (FloatV)_mm256_min_ps((__m256)a, (__m256)b); }
 TNN_INLINE FloatV larger(FloatV a, FloatV b) { return (FloatV)_mm256_max_ps((__m256)a, (__m256)b); }
@@ -158,16 +165,19 @@ TNN_INLINE Parts<DoubleV, 2> widen(FloatV v) { return {{lower(v), upper(v)}}; }
 TNN_INLINE Parts<DoubleV, 1> widen(DoubleV v) { return {{v}}; }
 TNN_INLINE FloatV narrow(const Parts<DoubleV, 2>& p) { return join(p.part[0], p.part[1]); }
 TNN_INLINE DoubleV narrow(const Parts<DoubleV, 1>& p) { return p.part[0]; }
-TNN_INLINE double total(DoubleV v) {
+constexpr int kSummed = 64 / TNN_BYTES;  // accumulators: eight doubles in every instruction set, so one order of adding
+TNN_INLINE double total(const DoubleV (&v)[kSummed]) {
   double sum = 0;
-  for (unsigned i = 0; i < sizeof v / sizeof sum; ++i) sum += v[i];
+  for (const DoubleV& part : v)
+    for (unsigned i = 0; i < sizeof part / sizeof sum; ++i) sum += part[i];
   return sum;
 }
 #else
 using Double = double;
 template <class T> TNN_INLINE Parts<double, 1> widen(T x) { return {{(double)x}}; }
 TNN_INLINE double narrow(const Parts<double, 1>& p) { return p.part[0]; }
-TNN_INLINE double total(double x) { return x; }
+constexpr int kSummed = 1;
+TNN_INLINE double total(const double (&x)[1]) { return x[0]; }
 #endif
 // f on each part
 template <int N, class F, class... P> TNN_INLINE Parts<Double, N> each(F f, const Parts<Double, N>& p, const P&... rest) {
@@ -223,7 +233,9 @@ template <class F> bool for_dtype(int32_t dtype, F f) {
   switch (dtype) {
     case kHalf: f(half()); return true;
     case kFloat: f(float()); return true;
+#ifndef TNN_SHORT
     case kDouble: f(double()); return true;
+#endif
     case kBFloat16: f(bfloat16()); return true;
   }
   return false;

@@ -17,11 +17,11 @@ namespace {
 #include "../weight_norm.h"
 
 template <Derivative D> struct Sums {
-  Double ww{}, wg{}, wv{}, vg{};
-  TNN_INLINE void add(Double w, Double g, Double v) {
-    ww += w * w;
-    if (D != kValue) wg += w * g;
-    if (D == kSecond) wv += w * v, vg += v * g;
+  Double ww[kSummed]{}, wg[kSummed]{}, wv[kSummed]{}, vg[kSummed]{};
+  TNN_INLINE void add(int at, Double w, Double g, Double v) {
+    ww[at] += w * w;
+    if (D != kValue) wg[at] += w * g;
+    if (D == kSecond) wv[at] += w * v, vg[at] += v * g;
   }
   TNN_INLINE void add_to(RowSums& sums) const {
     sums.ww += total(ww), sums.wg += total(wg), sums.wv += total(wv), sums.vg += total(vg);
@@ -63,7 +63,8 @@ template <class S, Derivative D> struct Kernel {
   template <class Place> TNN_INLINE void add(Sums<D>& sums, Place at, int64_t i) const {
     const auto x = widen(at.load(w + i)), h = D != kValue ? widen(at.load(g + i)) : x;
     const auto u = D == kSecond ? widen(at.load(v + i)) : x;
-    for (unsigned p = 0; p < sizeof x.part / sizeof x.part[0]; ++p) sums.add(x.part[p], h.part[p], u.part[p]);
+    for (unsigned p = 0; p < sizeof x.part / sizeof x.part[0]; ++p) 
+      sums.add(p % kSummed, x.part[p], h.part[p], u.part[p]);
   }
 
   // each(place, i, sums) for each register of n entries; the sums of what it adds there
@@ -197,8 +198,9 @@ template <class S, Derivative D> struct Kernel {
       }
   }
 
+  static constexpr int64_t kRun = 256 / sizeof(Stored);  // entries of a run that is worth registers
   void run(int64_t begin, int64_t end) const {
-    if (call.rows.outer == 1 || call.rows.inner >= 4 * lanes<S>())
+    if (call.rows.outer == 1 || call.rows.inner >= kRun)
       one_by_one(begin, end);
     else
       for (int64_t row = begin; row < end; row += kSide) rows_side_by_side(row, end - row < kSide ? end - row : kSide);
@@ -223,11 +225,13 @@ bool weight_norm(const Call& call, int64_t begin, int64_t end) {
   return for_kernel(call, [&](const auto& kernel) { kernel.run(begin, end); });
 }
 
+#ifndef TNN_SHORT
 bool weight_norm_of_long_rows(const Call& call, ForPieces for_pieces) {
   return for_kernel(call, [&](const auto& kernel) {
     for (int64_t row = 0; row < call.rows.count; ++row) kernel.long_row(row, for_pieces);
   });
 }
+#endif
 
 }  // namespace TNN_ISA
 }  // namespace tnn

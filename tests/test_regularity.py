@@ -4,10 +4,12 @@ import itertools
 import math
 import os
 
+import mpmath as mp
 import numpy as np
 import pytest
 import torch
 from regularity_networks import F64, Truth, network
+from test_theory import TRUTH
 from torch import nn
 
 import trainable_nn as tnn
@@ -15,7 +17,10 @@ from trainable_nn import modules
 from trainable_nn.certify.regularity import first_layer, network_regularity, residual_structure
 from trainable_nn.certify.regularity.norms import norms_at_most
 from trainable_nn.errors import UnboundedError
+from trainable_nn.theory import EntryNormConstants, WeightNormConstants
 from trainable_nn.theory.composition import chain, perron_at_most
+from trainable_nn.theory.higher_derivatives import JERKS
+from trainable_nn.theory.parameterisation_balls import curvatures_on_ball, slopes_on_ball, steepest_entries
 from trainable_nn.theory.regularity import Regularity
 
 NETWORKS = int(os.environ.get("TRAINABLE_NN_NETWORKS", "60"))  # 2000: the whole sweep
@@ -278,6 +283,46 @@ def test_many_norms_at_once_are_bounds_and_tight():
         bound = norms_at_most(matrices)
         assert np.all(bound >= exact * (1 - 1e-15)) and np.all(bound <= exact * (1 + 6e-3))
     assert norms_at_most(torch.zeros(2, 3, 3, dtype=F64)).tolist() == [0.0, 0.0]
+
+
+MOST_JERKED = {  # where the third derivative is largest; by symmetry or a search
+    "softplus": 1.31695789692, "softplus0": 1.31695789692, "tanh": 0.0, "sigmoid": 0.0, "gelu": 0.792286991393,
+    "gelu_tanh": 0.787576186419, "gelu1": 0.792286991393, "silu": 1.03195824178, "silu1": 1.03195824178,
+    "mish": 0.715505886707, "erf1": 0.0, "arctan": 0.0, "isru": 0.0, "smooth_relu": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JERKS)
+def test_the_third_derivatives_of_activations_are_bounded_and_reached(name):
+    phi, stated = TRUTH[name][0], JERKS[name]
+    truth = abs(mp.diff(phi, mp.mpf(MOST_JERKED[name]), 3))
+    assert truth <= stated <= truth * (1 + mp.mpf("1e-8"))
+    assert max(abs(mp.diff(phi, mp.mpf(i) / 4 + mp.mpf("0.001"), 3)) for i in range(-24, 25)) <= stated
+
+
+@pytest.mark.parametrize("constants", [EntryNormConstants(0.5, 1.5, 0.2), WeightNormConstants(0.5, 1.5)])
+def test_slopes_and_curvatures_on_a_ball_are_reached_at_the_centre_and_not_exceeded_in_it(constants):
+    """One row of one entry: P is a function of a number, so autograd tells P' and P'' anywhere on the ball."""
+
+    def derivatives(w):
+        s = constants.eps + w**2
+        leak = getattr(constants, "leak", 0.0)
+        return constants.gain * constants.eps * s**-1.5 + leak, 3 * constants.gain * constants.eps * np.abs(w) * s**-2.5
+
+    for w in (-1.4, -0.3, 0.0, 0.2, 0.6, 3.0):
+        for radius in (0.0, 0.1, 1.0):
+            here = np.array([[w]])
+            slope, curvature = (f(constants, here, radius, here) for f in (slopes_on_ball, curvatures_on_ball))
+            truth = derivatives(np.linspace(w - radius, w + radius, 401))
+            assert truth[0].max() <= float(slope.max())
+            assert truth[1].max() <= float(curvature.max())
+            if isinstance(constants, EntryNormConstants):  # a row of one entry has no tangent
+                assert float(slope.max()) <= truth[0].max() * (1 + 1e-3)
+                assert float(curvature.max()) <= truth[1].max() * (1 + 1e-3) + 1e-9
+            nearest = steepest_entries(constants, np.array([[w, w + 0.1, 5.0]]))
+            every = np.array([[w, w + 0.1, 5.0]])
+            for f in (slopes_on_ball, curvatures_on_ball):
+                assert f(constants, nearest, radius, nearest).max() == f(constants, every, radius, every).max()
 
 
 def test_perron_is_never_below_the_largest_eigenvalue_and_hardly_above():

@@ -134,8 +134,13 @@ def _schatten_slope(constants: SchattenNormConstants, at: _Lengths) -> float:
 
 
 def _schatten_curvature(constants: SchattenNormConstants, at: _Lengths) -> float:
-    if math.isinf(at.longest) or constants.power == 1:
+    if math.isinf(at.longest):
         return constants.slope_lipschitz
+    if constants.power == 1:  # weight norm of beta w, all of it one row
+        ends = np.array([at.least_norm, at.largest_norm]) / math.sqrt(constants.eps)
+        worst = min(max(PEAK, ends[0] / MARGIN), ends[1] * MARGIN)
+        steepest = float(_row_profile(np.array(worst)))
+        return min(constants.gain * constants.beta / constants.eps * steepest * MARGIN, constants.slope_lipschitz)
     beta = constants.beta
     rate = 2.0 * beta * at.largest_norm + (2 * constants.power - 1) * beta**2 * at.longest
     return min(constants.gain * at.rho**3 * rate * MARGIN, constants.slope_lipschitz)

@@ -285,7 +285,7 @@ class Affine(Step):
         bound = float(times(largest, plain))
         rows_meet = isinstance(self.options, SchattenNormConstants)
         vectors = self.is_dense and x.centre.dim() == 2 and ball.samples == len(x.centre)
-        if rows_meet or not vectors or after.columns is None or not np.isfinite(each).all():
+        if rows_meet or not vectors or after.columns is None or self.free.size > BLOCK or not np.isfinite(each).all():
             return bound
         columns = np.minimum(after.columns, norm[:, None])  # (samples, rows)
         if isinstance(self.options, EntryNormConstants):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -109,7 +110,7 @@ def singular_value_curves(axes: Axes, spectra: Mapping[str, Sequence[float]], *,
     axes.set_ylabel("singular value")
     axes.set_title(title)
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(loc="lower left", fontsize="small")
+    axes.legend(fontsize="small")
 
 
 def singular_value_histogram(
@@ -154,7 +155,9 @@ def descent_curves(axes: Axes, losses: Mapping[str, Sequence[float]], *, title: 
     """Losses over the steps of gradient descent, beginning with step 0; such as predicted, measured and proved."""
     for style, (name, values) in zip(STYLES, losses.items(), strict=False):
         axes.plot(range(len(values)), values, label=name, linewidth=1.8, **_line(style))
-    axes.set_yscale("log")
+    seen = [value for values in losses.values() for value in values if math.isfinite(value)]
+    if min(seen, default=0.0) > 0 and max(seen) > 2 * min(seen):  # else the logarithm has no round numbers to show
+        axes.set_yscale("log")
     axes.set_xlabel("step of gradient descent")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("loss")

@@ -20,6 +20,7 @@ MARKS = {
     "bad": ("\N{BALLOT X}", "red", "#c0362c"),
     "doubt": ("!", "yellow", "#8a6100"),
 }
+NARROW = 3  # columns that a phone has room for
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Table:
         head = "".join(f'<th scope="col"{_side(i, self.left)}>{escape(name)}</th>' for i, name in enumerate(self.columns))
         body = "\n".join(f"<tr>{''.join(self._cell(i, cell) for i, cell in enumerate(row))}</tr>" for row in self.rows)
         below = f"<p>{escape(self.caption)}</p>" if self.caption else ""
-        return f"<table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>{below}"
+        narrow = ' class="narrow"' if len(self.columns) <= NARROW else ""
+        return f"<table{narrow}>{caption}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>{below}"
 
     def _cell(self, index: int, cell: Cell | str) -> str:
         cell = as_cell(cell)

@@ -31,17 +31,19 @@ def _row(row: Hypothesis) -> tuple[Cell | str, ...]:
 
 def numbers_table(certificate: Certificate) -> Table:
     """The certificate's numbers, each with what it means; those that nothing proves are left out."""
+    rate = None if certificate.rate is None else Cell(f"1 - {certificate.descent.gain:.4g}", value=certificate.rate)
     facts = (
         ("loss now", certificate.initial_loss, "at most, rounding of float64 included"),
         ("lambda_min(DF DF^T) at least", certificate.lambda_lower, f"from the {certificate.lambda_source}"),
         ("norm of DF at most", certificate.jacobian_upper, "at the present weights"),
         ("step size", certificate.step_size, "of plain gradient descent on all samples"),
-        ("loss factor a step at most", certificate.rate, "each step multiplies the excess loss by it, or by less"),
+        ("loss factor a step at most", rate, "each step multiplies the excess loss by it, or by less"),
         ("radius", certificate.radius, "the weights never move farther, in norm"),
         ("smoothness at most", certificate.smoothness_upper, "Lipschitz constant of the loss's gradient in the ball"),
         ("proved down to a loss of", certificate.goal, "below it nothing is proved"),
     )
-    rows = tuple((name, meaning, numeral(value, ".6g")) for name, value, meaning in facts if value is not None)
+    cells = ((name, meaning, found) for name, found, meaning in facts if found is not None)
+    rows = tuple((name, meaning, found if isinstance(found, Cell) else numeral(found, ".6g")) for name, meaning, found in cells)
     return Table("Numbers", ("number", "meaning", "value"), rows, left=2)
 
 

@@ -21,7 +21,7 @@ COLOURS = {
     "#b0b0b0": "var(--line)",
     "#cccccc": "var(--line)",
 }
-FONT = "font-family: 'DejaVu Sans', Verdana, sans-serif;"  # about as wide as what the figure was laid out for
+FONT = "font-family: 'DejaVu Sans', Verdana, sans-serif"  # about as wide as what the figure was laid out for
 NOT_FOR_A_PAGE = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)
 
 
@@ -48,7 +48,7 @@ def _for_page(name: str, svg: str, title: str, description: str) -> str:
     svg = re.sub(r'xlink:href="#', f'href="#{name}-', svg)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # a page of HTML needs none
     svg = re.sub(r"#[0-9a-f]{6}\b", lambda found: COLOURS.get(found.group(), found.group()), svg)
-    svg = re.sub(r"font-family: [^;]*;", FONT, svg)
+    svg = re.sub(r'font-family: [^;"]*', FONT, svg)
     box = re.search(r'viewBox="([^"]*)"', svg).group(1)
     head = (
         f'<svg viewBox="{box}" role="img" aria-labelledby="{name}-title {name}-desc">'

@@ -10,10 +10,12 @@ from ..spectra import Spectrum
 from ..tables import Cell, Table, numeral, paragraphs
 from .blocks import evenly
 from .findings import Findings, Losses, Missing
-from .parts import absent, charts, folded, picture, section
+from .parts import absent, charts, folded, picture, section, shown
 
 ROUNDING = 1e-12  # a share of the largest singular value: what is below is rounding's
 MOST_PICTURES = 4
+FLAT = 0.01  # a share of the loss
+NEAR = 1e4
 ROWS = 11  # of a curve's table
 
 
@@ -28,7 +30,7 @@ def spectra_section(findings: Findings) -> str:
     names = list(spectra)
     drawn = [s.path for s in spectra[names[0]] if all(_value(spectra[name], s.path) is not None for name in names)]
     pictures = [_blocks_picture(index, path, spectra) for index, path in enumerate(evenly(drawn, MOST_PICTURES))]
-    body = paragraphs([about]) + charts(*pictures) + spectra_table(spectra).to_html()
+    body = paragraphs([about]) + charts(*pictures) + folded("Each block", spectra_table(spectra))
     return section(title, ("measured",), body)
 
 
@@ -57,7 +59,7 @@ def spectra_table(spectra: dict[str, list[Spectrum]]) -> Table:
         found = {name: _value(those, path) for name, those in spectra.items()}
         rows.append((path, *(_shown(found[name], getattr(found[name], key, None)) for key in keys for name in names)))
     caption = "0 means below 1e-12 of the largest, where rounding is as large. A dash: its Jacobian is too large to decompose here."
-    return Table("Each block", columns, tuple(rows), caption=caption)
+    return Table("", columns, tuple(rows), caption=caption)
 
 
 def _shown(spectrum: Spectrum | None, value: float | None) -> Cell:
@@ -72,8 +74,8 @@ def kernel_section(findings: Findings) -> str:
         return section(title, ("measured",), absent(kernel.reason))
     ends, floor = kernel.extremes, kernel.noise_floor
     values = kernel.prediction.eigenvalues.tolist()
-    rank = "so the outputs on these samples can be moved independently" if ends.smallest_at_least > 0 else (
-        "and no lower bound above rounding: some directions of the outputs may not be trainable"
+    rank = "so the outputs on these samples can be moved independently" if ends.smallest_at_least > floor else (
+        "which does not stand above rounding: some directions of the outputs may not be trainable"
     )
     about = (
         "The eigenvalues of DF DF^T say how fast gradient descent moves each direction of the outputs, near the present "
@@ -83,11 +85,12 @@ def kernel_section(findings: Findings) -> str:
         f"{len(values)} eigenvalues from {ends.smallest:.3g} to {ends.largest:.3g}; condition number "
         f"{ends.condition_number:.3g}; noise floor, an estimate of rounding: {floor:.2g}."
     )
+    drawn = floor if ends.smallest < NEAR * floor else None  # far below, it would press the eigenvalues to a line
     chart = picture(
-        "kernel", lambda axes: plotting.kernel_spectrum(axes, values, noise_floor=floor), "Eigenvalues of the kernel", said
+        "kernel", lambda axes: plotting.kernel_spectrum(axes, values, noise_floor=drawn), "Eigenvalues of the kernel", said
     )
     note = "The bounds are proved of the matrix that was computed; what rounding put into its entries is only estimated."
-    tables = ends.table().to_html() + paragraphs([note]) + kernel.prediction.table().to_html()
+    tables = shown(ends.table()) + paragraphs([note]) + shown(kernel.prediction.table())
     return section(title, ("measured", "estimated"), paragraphs([about]) + charts(chart, f"<div>{tables}</div>"))
 
 
@@ -115,7 +118,10 @@ def _losses(name: str, title: str, said: str, losses: Losses | Missing) -> str:
     )
     if name == "descent":
         words += f" {above(losses)}"
-    chart = picture(name, lambda axes: plotting.descent_curves(axes, curves, title=""), title, words)
+    if losses.said[-1] > (1.0 - FLAT) * losses.said[0] and losses.measured[-1] > (1.0 - FLAT) * losses.measured[0]:
+        chart = f"<h3>{title}</h3>{paragraphs([f'Both stay within {FLAT:.0%} of where they began, so there is no curve to draw.', words])}"
+    else:
+        chart = picture(name, lambda axes: plotting.descent_curves(axes, curves, title=""), title, words)
     at = evenly(range(last + 1), ROWS)
     rows = tuple((str(t), numeral(losses.said[t]), numeral(losses.measured[t])) for t in at)
     return f"<div>{chart}{folded('The numbers', Table('', ('step', said, 'measured'), rows, left=0))}</div>"

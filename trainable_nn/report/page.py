@@ -11,7 +11,7 @@ from ..convert.tables import remarks, steps_table
 from ..tables import Cell, Table, numeral, paragraphs
 from .findings import Findings, Missing
 from .numbers import kernel_section, losses_section, norms_section, spectra_section
-from .parts import absent, folded, section, words
+from .parts import absent, folded, section, shown, words
 from .style import CSS
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser itself keeps the page from the network
@@ -76,7 +76,7 @@ def _conversion(findings: Findings) -> str:
     plan = findings.conversion
     if isinstance(plan, Missing):
         return section("What was converted, and why", (), absent(plan.reason))
-    return section("What was converted, and why", (), steps_table(plan).to_html() + paragraphs(remarks(plan)))
+    return section("What was converted, and why", (), shown(steps_table(plan)) + paragraphs(remarks(plan)))
 
 
 def _certificate(findings: Findings) -> str:
@@ -86,29 +86,33 @@ def _certificate(findings: Findings) -> str:
     grade = verdict(certificate)
     against = tuple(row for row in certificate.hypotheses if not row.holds)
     holding = tuple(row for row in certificate.hypotheses if row.holds)
+    near, far = obstacles(certificate)
     parts = [
         f'<p class="verdict {grade.mark}">{grade.sign} <span>{escape(grade.text)}</span></p>',
-        paragraphs(certificate.notes),
-        numbers_table(certificate).to_html(),
-        obstacles(certificate).to_html() if certificate.failing else "",
+        shown(numbers_table(certificate)),
+        shown(near) if near.rows else "",
+        folded(f"And for the grades above it ({len(far.rows)})", far) if far.rows else "",
         folded(f"Every row that fails ({len(against)})", rows_table(against, "")) if against else "",
         folded(f"Every row that holds ({len(holding)})", rows_table(holding, "")) if holding else "",
+        folded("In words", certificate.explain()),
     ]
     return section(title, ("proved", "measured"), "".join(parts))
 
 
-def obstacles(certificate: Certificate) -> Table:
-    """What stands in the way of each higher grade, and the remedy: rows that differ only in their place are one."""
+def obstacles(certificate: Certificate) -> tuple[Table, Table]:
+    """What stands in the way of the next grade and of those above it, with the remedy; rows that differ only in their
+    place are one."""
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     for row in certificate.failing:
         place = row.path or "whole network or data"
         remedy = row.remedy.removeprefix(f"{row.path}: ") if row.path else row.remedy
         groups.setdefault((row.grade, row.name, remedy, row.source), []).append(place)
-    order = sorted(groups.items(), key=lambda item: GRADES.index(item[0][0]))
-    rows = tuple(
-        (Cell(grade, "bad"), name, ", ".join(paths), remedy, source) for (grade, name, remedy, source), paths in order
-    )
-    return Table("In the way of higher grades", ("grade", "what fails", "where", "remedy", "source"), rows, left=5)
+    rows = [(Cell(grade, "bad"), name, ", ".join(paths), remedy, source) for (grade, name, remedy, source), paths in groups.items()]
+    nearest = min((GRADES.index(row.grade) for row in certificate.failing), default=0)
+    parts = [[row for row in rows if (row[0].text == GRADES[nearest]) is near] for near in (True, False)]
+    columns = ("grade", "what fails", "where", "remedy", "source")
+    titles = (f"In the way of grade {GRADES[nearest]}", "")
+    return tuple(Table(title, columns, tuple(part), left=5) for title, part in zip(titles, parts, strict=True))
 
 
 def _reading() -> str:

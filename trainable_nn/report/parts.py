@@ -45,5 +45,12 @@ def charts(*pictures: str) -> str:
     return f'<div class="charts">{"".join(pictures)}</div>'
 
 
-def folded(title: str, table: Table) -> str:
-    return f"<details><summary>{escape(title)}</summary>{table.to_html()}</details>"
+def shown(table: Table) -> str:
+    """A table that scrolls by itself where a word of it is wider than the page."""
+    return f'<div class="scroll">{table.to_html()}</div>'
+
+
+def folded(title: str, table: Table | str) -> str:
+    """A table, or a text, that opens at a touch."""
+    inside = shown(table) if isinstance(table, Table) else f"<pre>{escape(table)}</pre>"
+    return f"<details><summary>{escape(title)}</summary>{inside}</details>"

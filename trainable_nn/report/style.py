@@ -21,10 +21,11 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .soft { color: var(--soft); }
 .facts { display: grid; grid-template-columns: auto 1fr; gap: .1rem .9rem; margin: .75rem 0; font-size: .92rem; }
 .facts dt { color: var(--soft); } .facts dd { margin: 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: .75rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .75rem; margin: .75rem 0; }
 .tiles div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .75rem; }
 .tiles dt { color: var(--soft); font-size: .85rem; } .tiles dd { margin: 0; }
-.tiles dd.value { font-size: 1.35rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.tiles dd.soft { font-size: .85rem; line-height: 1.35; }
+.tiles dd.value { white-space: nowrap; font-size: 1.35rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .good { color: var(--good); } .bad { color: var(--bad); } .doubt { color: var(--doubt); }
 .verdict { font-size: 1.1rem; font-weight: 600; border-left: .3rem solid currentColor; padding: .3rem .75rem; }
 .verdict span { color: var(--ink); }
@@ -32,7 +33,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   margin: 0 .3rem .25rem 0; }
 .kind.proved { border-color: var(--good); } .kind.estimated { border-style: dashed; }
 .absent { border: 1px dashed var(--doubt); border-radius: .5rem; padding: .5rem .75rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 1.25rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: .5rem 1.5rem; }
 figure { margin: .75rem 0; min-width: 0; } figure > svg { display: block; width: 100%; max-width: 32rem; height: auto; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; } svg text { fill: var(--ink); } figcaption { font-size: .88rem; color: var(--soft); }
 details { margin: .75rem 0; } summary { cursor: pointer; color: var(--accent); padding: .35rem 0; }
@@ -40,20 +41,23 @@ table { border-collapse: collapse; width: 100%; margin: .75rem 0; font-size: .9r
 caption { text-align: left; font-weight: 600; padding: .25rem 0; }
 th { text-align: left; color: var(--soft); font-weight: 600; vertical-align: bottom; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); } td { vertical-align: top; }
-td span { white-space: nowrap; }
+th, td { overflow-wrap: break-word; } td:not(:first-child) { min-width: 5.5rem; } .scroll { overflow-x: auto; }
+td span, data { white-space: nowrap; }
 pre { white-space: pre-wrap; font-size: .85rem; margin: .5rem 0; }
 code { font-size: .88em; }
-@media (min-width: 48rem) { td:first-child { overflow-wrap: normal; } }
 @media (max-width: 48rem) {
   body { font-size: 15px; } main { padding: .5rem; } section { padding: .8rem; margin: .7rem 0; }
   .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .4rem; }
-  table, caption, tbody, tr, td { display: block; width: 100%; }
-  thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-  tr { border: 1px solid var(--line); border-radius: .5rem; padding: .4rem .6rem; margin: .5rem 0; }
-  td { display: grid; grid-template-columns: 7.5rem 1fr; gap: .5rem; border: 0; padding: .12rem 0;
-    text-align: left !important; }
-  td::before { content: attr(data-label); color: var(--soft); } td:empty { display: none; }
+  .tiles { grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
+  th, td { overflow-wrap: anywhere; padding: .3rem .35rem; } td:not(:first-child) { min-width: 0; }
   td span { white-space: normal; }
+  table:not(.narrow), table:not(.narrow) :is(caption, tbody, tr, td) { display: block; width: 100%; }
+  table:not(.narrow) thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  table:not(.narrow) tr { border: 1px solid var(--line); border-radius: .5rem; padding: .4rem .6rem; margin: .5rem 0; }
+  table:not(.narrow) td { display: grid; grid-template-columns: 7.5rem 1fr; gap: .5rem; border: 0; padding: .12rem 0;
+    text-align: left !important; }
+  table:not(.narrow) td::before { content: attr(data-label); color: var(--soft); }
+  table:not(.narrow) td:empty { display: none; }
 }
 @media print { body { background: none; } section { break-inside: avoid-page; border: 0; padding: 0; } }
 """

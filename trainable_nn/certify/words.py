@@ -55,8 +55,11 @@ def _descent(certificate: Certificate) -> list[str]:
         steps = certificate.steps_to(certificate.goal)
         lines.append(
             f"Each step adds at least {descent.gain:.4g} to 1 / loss, proved down to a loss of {certificate.goal:.4g} "
-            f"(within {steps} steps); below it a smaller step is proved: certify again there."
+            f"(within {steps if steps is not None else 'more than 1e18'} steps); below it a smaller step is proved: certify "
+            f"again there."
         )
+        if steps is None or steps > MANY_STEPS:
+            lines.append(SLOW)
     return lines
 
 

@@ -583,7 +583,7 @@ def test_a_small_call_has_the_bits_of_a_large_one(dtype, layout):
         small = [LAYOUTS[layout](t[9:12].clone()) for t in large]
         (w, g, v), (few_w, few_g, few_v) = map(LAYOUTS[layout], large), small
         for name, constants in (("entry_norm", (EPS, GAIN, LEAK)), ("weight_norm", (EPS, GAIN))):
-            op = lambda suffix, *t: getattr(PRIVATE, name + suffix)(*t, *constants)
+            op = lambda suffix, *t, name=name, constants=constants: getattr(PRIVATE, name + suffix)(*t, *constants)
             pairs = [
                 (op("", w), op("", few_w)),
                 (op("_backward", g, w), op("_backward", few_g, few_w)),

@@ -15,6 +15,8 @@ from .certify.step import Step, certified_step
 from .errors import CertificateError
 from .theory.costs import Cost
 
+__all__ = ["CertifiedDescent", "CertifiedLR", "LostGuaranteeWarning"]
+
 PLAIN = "plain gradient descent"
 
 

@@ -113,6 +113,7 @@ def check_schatten(
 
 
 def check_power(where: str, power: int) -> None:
+    """Raise ValueError, naming ``where``, unless the power is 1, 2, 4, ... up to the largest."""
     if not isinstance(power, int) or not 1 <= power <= MOST_POWER or power & (power - 1):
         raise ValueError(f"{where}: power must be 1, 2, 4, ... up to {MOST_POWER}, got {power!r}.")
 

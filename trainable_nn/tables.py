@@ -70,6 +70,12 @@ class Table:
             text = f'<span class="{cell.mark}" style="color:var(--{cell.mark},{colour})"><b>{sign}</b> {text}</span>'
         return f'<td data-label="{escape(self.columns[index])}"{_side(index, self.left)}>{text}</td>'
 
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def __rich__(self) -> RichTable:
+        return self.to_rich()
+
     def to_rich(self) -> RichTable:
         """The table for a console of rich; the texts are no markup."""
         from rich.table import Table as RichTable

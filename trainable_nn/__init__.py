@@ -1,6 +1,19 @@
 """Networks whose training is guaranteed: drop-in layers, model conversion and certificates for PyTorch."""
 
-from . import checkpoint, convert, errors, functional, linop, modules, ops, optim, parametrizations, theory
+from . import (
+    checkpoint,
+    convert,
+    errors,
+    functional,
+    linop,
+    modules,
+    ops,
+    optim,
+    parametrizations,
+    plotting,
+    report,
+    theory,
+)
 from .certify import Certificate, certify, verify
 from .checkpoint import Checkpoint, load, save
 from .convert import Plan, Recipe, convert_model, fold, plan
@@ -87,6 +100,8 @@ __all__ = [
     "optim",
     "parametrizations",
     "plan",
+    "plotting",
+    "report",
     "save",
     "theory",
     "verify",

@@ -115,7 +115,7 @@ def _print(findings: Findings, settings: Settings) -> None:
     out, found = stdout(), findings.summary()
     prediction, missing = found["last_losses"]["prediction"], found["missing"]
     rows = [
-        ("grade", found["grade"] or "-", "proved"),
+        ("grade", found["grade"] or "-", ""),
         ("lambda_min(DF DF^T) at least", number(found["lambda_lower"]), "proved" if found["step_size"] else "measured"),
         ("step size", number(found["step_size"]), "proved"),
         ("rows in the way of a higher grade", number(found["failing"], "d"), ""),
@@ -125,6 +125,7 @@ def _print(findings: Findings, settings: Settings) -> None:
     if prediction:
         rows.append((f"loss after {settings.steps} steps, predicted", number(prediction["said"]), "estimated"))
         rows.append((f"loss after {settings.steps} steps, measured", number(prediction["measured"]), "measured"))
+    rows = [(name, value, "" if value == "-" else how) for name, value, how in rows]
     out.print(table(findings.title, ("", "value", "how"), rows))
     for part, reason in missing.items():
         out.print(f"{part}: {reason}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .rows import Block
@@ -42,7 +43,8 @@ def batch_size(budget: int | None, per_sample: float, outputs: int, layers: int)
     """
     budget = BUDGET if budget is None else budget
     room = budget - 3 * workspace_of(budget)
-    size = int(room / per_sample)
+    pairs = 16 * layers * outputs**2  # bytes for each pair of samples: pairs s^2 + per_sample s = room
+    size = 1 + int(2.0 * room / (per_sample + math.sqrt(per_sample**2 + 4.0 * pairs * max(room, 0))))
     while size >= 2 and size * per_sample + 16 * layers * (size * outputs) ** 2 > room:
         size -= 1
     if size < 2:

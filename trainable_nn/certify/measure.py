@@ -60,7 +60,7 @@ def jacobian_extremes(problem: Problem, budget: int, watch: Watch) -> Extremes:
     count = sum(parameters[name].numel() for name in chosen)
     if count < outputs:
         found = f"the last {count} parameters" if count else "no parameters"
-        return Extremes(0.0, None, f"{found} fit the budget, for {outputs} outputs", count)
+        return Extremes(0.0, None, f"no Jacobian of {outputs} outputs fits the budget, only {found}", count)
     smallest, largest, refused = _extremes(problem, chosen, count, budget, watch)
     if refused:
         return Extremes(0.0, None, f"Jacobian, which torch.func does not give ({refused})", count)

@@ -100,7 +100,7 @@ def _certificate(problem, grade, rows, extremes, everywhere, descent, jacobian_u
     notes = (
         ()
         if extremes is None
-        else (f"lambda at the present weights: {extremes.smallest**2:.4g}, from the {extremes.source}.",)
+        else (f"lambda at the present weights: {extremes.smallest**2:.4g} ({extremes.source}).",)
     )
     return Certificate(
         grade=grade,

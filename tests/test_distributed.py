@@ -10,6 +10,7 @@ from law_cases import CASES
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+
 def _couples_samples(module: nn.Module) -> bool:
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())  # as the control does
 

@@ -326,7 +326,7 @@ class TestGrid:
                     total = (np.where(np.abs(x) < math.pi / 2, np.cos(x), 0.0) ** (2 * power)).sum()
                     assert count_at_least(size, degree, power) <= total * (1 + 1e-12)
                 middle = 2 * math.cos(math.pi * degree / size) ** (2 * power)
-                assert count_at_least(size, degree, power) >= 0.9 * min(middle, 1.0)
+                assert count_at_least(size, degree, power) >= 0.99 * min(middle, 1.0) - 0.001  # the slope between samples
 
     def test_patches_that_do_not_overlap_need_one_frequency(self):
         grid = frequency_grid((2, 3), (2, 3), ((0, 0), (0, 0)), (1, 1), "zeros", 4)

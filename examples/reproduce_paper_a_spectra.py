@@ -128,7 +128,7 @@ def main() -> None:
     trials = [trial(seed, data, arguments) for seed in track(range(arguments.trials), "trials")]
     table = Table(title=f"{arguments.images} images of {data.name}, {arguments.trials} trials, first {arguments.early} steps")
     for heading in ("skips", "mean singular value", "smallest", "largest", "loss at the last step"):
-        table.add_column(heading, justify="left" if heading == "skips" else "right")
+        table.add_column(heading, justify="left" if heading == "skips" else "right", no_wrap=heading == "skips")
     rows = {}
     for variant in VARIANTS:
         early = [row["values"] for t in trials for row in t[variant][: arguments.early]]

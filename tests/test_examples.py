@@ -1,5 +1,6 @@
 """The examples run from end to end, as a user would start them."""
 
+import json
 import os
 import pathlib
 import signal
@@ -120,3 +121,47 @@ def test_imagenet_reads_a_folder_of_images_in_one_process(tmp_path):
     out = run(EXAMPLES / "imagenet.py", tmp_path / "data", *TINY, "--epochs", 1, "--output", "run", folder=tmp_path)
     assert "epoch 1/1: loss" in out
     assert tnn.load(tmp_path / "run" / "epoch_001.safetensors").tensors["linear.weight"].shape == (2, 16)
+
+
+@pytest.fixture(scope="module")
+def idx_folder(tmp_path_factory):
+    """Forty images for training and twenty for tests, in the files of Fashion-MNIST."""
+    folder = tmp_path_factory.mktemp("idx")
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 40), ("t10k", 20)):
+        labels = torch.arange(count, dtype=torch.uint8) % 10
+        images = torch.randint(0, 200, (count, 28, 28), generator=generator, dtype=torch.uint8) + 5 * labels[:, None, None]
+        head = bytes((0, 0, 8, 3)) + count.to_bytes(4, "big") + 2 * (28).to_bytes(4, "big")
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(head + images.numpy().tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1)) + count.to_bytes(4, "big") + labels.numpy().tobytes())
+    return folder
+
+
+def test_a_provable_network_trains_beside_the_original_and_is_read_back(idx_folder, tmp_path):
+    small = ("--width", 2, "--blocks", 1, "--epochs", 2, "--batch-size", 20, "--folder", idx_folder)
+    out = run(EXAMPLES / "train_provable.py", *small, folder=tmp_path)
+    assert out.count("test accuracy") == 5 and "EntryNormLinear 784 -> 392" in out
+    assert tnn.load(tmp_path / "provable" / "provable.safetensors").conversion["recipe"]["name"] == "provable"
+    for name in ("original", "provable"):
+        assert len(json.loads((tmp_path / "provable" / f"{name}.json").read_text())["history"]) == 2
+
+
+def test_certified_descent_keeps_every_promise_on_images(idx_folder, tmp_path):
+    small = ("--images", 4, "--width", 1, "--steps", 3, "--folder", idx_folder)
+    out = run(EXAMPLES / "certified_descent.py", *small, folder=tmp_path)
+    result = json.loads((tmp_path / "certified-descent.json").read_text())
+    assert "Grade global" in out and result["certificate"]["grade"] == "global"
+    losses = [row["loss"] for row in result["steps"]]
+    assert losses == sorted(losses, reverse=True) and all(row["loss"] <= row["at_most"] for row in result["steps"])
+    assert losses[-1] < 0.9 * losses[0] and 0.0 < result["guarantee"] < 1.0
+
+
+def test_the_singular_values_of_three_variants_are_drawn(idx_folder, tmp_path):
+    small = ("--images", 6, "--trials", 1, "--steps", 3, "--early", 2, "--folder", idx_folder)
+    out = run(EXAMPLES / "reproduce_paper_a_spectra.py", *small, folder=tmp_path)
+    result = json.loads((tmp_path / "paper-a-spectra" / "spectra.json").read_text())
+    assert "projection + 3 AvgPool_3" in out and (tmp_path / "paper-a-spectra" / "spectra.png").is_file()
+    values = {name: rows[0]["values"] for name, rows in result["trials"][0].items()}
+    assert {len(found) for found in values.values()} == {60}
+    assert values["projection"] != values["projection + 3 AvgPool_3"] != values["no skips"]
+    assert len({rows[0]["loss"] for rows in result["trials"][0].values()}) == 3

@@ -75,6 +75,13 @@ def test_the_branches_are_as_strong_as_the_bound_says_for_the_worst_weights():
     assert 0.75 < oracles.norm_of(jacobian) <= 0.8
 
 
+def test_a_bound_for_one_shape_is_not_lent_to_another():
+    layer = tnn.ContractiveResidual(tnn.WeightNormConv2d(2, 2, 3, padding=1), input_shape=(2, 1, 1))
+    assert layer(torch.zeros(3, 2, 1, 1)).shape == (3, 2, 1, 1)
+    with pytest.raises(ValueError, match=r"holds for samples of shape \(2, 1, 1\) only"):
+        layer(torch.zeros(3, 2, 4, 4))
+
+
 def test_the_skips_have_all_singular_values_1_on_the_output_side():
     for path, layer, x in layers_and_inputs(converted(), sample(1)):
         skip = layer.skip

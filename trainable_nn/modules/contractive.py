@@ -26,8 +26,8 @@ class ContractiveResidual(nn.Module):
         the batch: with it the bounds of pooling and convolutions may be tighter, and hold for that shape only.
     Raises:
         UnboundedError: a layer of the branch has no bound over all weights; the message gives its path.
-        ValueError: strength is not between 0 and 1, branch or skip overwrites its input, or the two outputs differ in
-        shape.
+        ValueError: strength is not between 0 and 1, branch or skip overwrites its input; or, in forward, x has another
+        shape than input_shape, or the two outputs differ in shape.
     Source:
         Paper A, Lemma A.8; the uniform margin 1 - strength is THEORY_PAPERS II.1.7, item 4.
     """
@@ -63,6 +63,11 @@ class ContractiveResidual(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.input_shape is not None and x.shape[-len(self.input_shape) :] != tuple(self.input_shape):
+            raise ValueError(
+                f"ContractiveResidual: the input has shape {tuple(x.shape)}, and the bound holds for samples of shape "
+                f"{tuple(self.input_shape)} only. Leave input_shape out for a bound of every shape."
+            )
         kept = x if self.skip is None else self.skip(x)
         change = self.branch(x)
         if kept.shape != change.shape:

@@ -108,6 +108,80 @@ def test_derivatives_agree_with_differences_on_both_sides_of_the_floor(smooth):
     assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
 
 
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "strided": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "rows of one pixel": lambda x: x.flatten(2).movedim(2, 1).flatten(0, 1)[:, :, None, None],
+}
+
+
+def by_operations(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The formula, by torch's differentiable operations."""
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    axes = [0, 2, 3]
+    centred = wide - wide.mean(axes, keepdim=True)
+    s = (centred.square().mean(axes, keepdim=True) + layer.eps).sqrt()
+    f = layer.floor
+    m = (
+        torch.where(s < 2 * f, f + s * s / (4 * f), s)
+        if layer.smooth
+        else torch.maximum(s, torch.tensor(f, dtype=s.dtype))
+    )
+    shape = (1, -1, 1, 1)
+    y = centred / m
+    return y if layer.weight is None else y * layer.weight.reshape(shape) + layer.bias.reshape(shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}], ids=str)
+def test_the_fast_pass_is_the_formula_with_its_gradients(options, smooth, layout, dtype):
+    parameters = torch.float64 if dtype == F64 else torch.float32
+    layer = tnn.FlooredBatchNorm2d(3, floor=0.5, smooth=smooth, dtype=parameters, **options)
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == F64 else {"rtol": 1e-4, "atol": 1e-4}
+    tolerance = tolerance if dtype != torch.bfloat16 else {"rtol": 2e-2, "atol": 2e-2}
+    x = layout(pair(tnn.FlooredBatchNorm2d)[2].repeat(3, 1, 2, 1).add(0.3).to(dtype))
+
+    def results(f, x: torch.Tensor) -> list[torch.Tensor]:
+        leaf = x.detach().clone().requires_grad_()
+        y = f(leaf)
+        return [y, *torch.autograd.grad(y.to(parameters).sin().sum(), [leaf, *layer.parameters()])]
+
+    for scale in (1.0, 1e-3, 100.0):  # some channels, all and none below the floor
+        for ours, theirs in zip(results(layer, scale * x), results(lambda x: by_operations(layer, x), scale * x)):
+            torch.testing.assert_close(ours.double(), theirs.double(), **tolerance)
+
+
+def test_what_comes_out_does_not_depend_on_the_batch_before():
+    torch.manual_seed(0)
+    layer, twin = tnn.FlooredBatchNorm2d(3), nn.BatchNorm2d(3)
+    spread = torch.tensor([0.1, 1.0, 2.0]).reshape(1, 3, 1, 1)
+    batches = [torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5) * spread]
+    for index in (0, 1, 1, 0, 0, 1, 0):
+        x = batches[index]
+        expected = copy.deepcopy(layer)
+        expected._was_below = not layer._was_below
+        y, other, _ = layer(x), expected(x), twin(x)
+        assert torch.equal(y, other) and torch.equal(layer.running_var, twin.running_var)
+        assert torch.equal(layer.running_mean, twin.running_mean) and layer._was_below == (index == 1)
+
+
+def test_a_layer_that_trains_reads_its_input_as_often_as_torch_s():
+    """No pass over the whole batch beside torch's statistics, its transform and its backward."""
+    x, layer = (1e-2 * torch.randn(4, 3, 8, 8)).requires_grad_(), tnn.FlooredBatchNorm2d(3)
+    layer(x)  # from the second batch on
+    with torch.profiler.profile(record_shapes=True) as profile:
+        layer(x).backward(torch.randn(4, 3, 8, 8))
+    kernels = {e.key for e in profile.key_averages(group_by_input_shape=True) if [4, 3, 8, 8] in e.input_shapes}
+    ignored = {"aten::detach", "detach", "aten::empty_like", "aten::randn", "aten::normal_", "aten::view_as"}
+    passes = {k for k in kernels - ignored if k.startswith("aten::")}
+    assert passes == {"aten::batch_norm_update_stats", "aten::native_batch_norm", "aten::native_batch_norm_backward"}
+
+
 def test_one_value_for_each_channel_is_refused_in_training_as_torch_does():
     layer = tnn.FlooredBatchNorm2d(3)
     with pytest.raises(ValueError, match="more than 1 value per channel"):

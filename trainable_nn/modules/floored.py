@@ -6,19 +6,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import ConversionError
-
-
-def _may_look_at(x: Tensor) -> bool:
-    """Whether Python may decide by values of x without a wait or a break of a graph."""
-    plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    return plain and x.device.type == "cpu"
+from ..ops import batch_norm
 
 
 class FlooredBatchNorm:
     r"""y = gamma (x - mu) / m(s) + beta with s = (var + eps)^(1/2) and a denominator m(s) >= floor; else torch's own.
 
-    Where s is at least ``floor`` (``smooth=True``: twice the floor) y is torch's BatchNorm to the last bit: mu and var are
-    the batch's in training and the running ones in evaluation, momentum and buffers as torch's, keys too.
+    Where s is at least ``floor`` (``smooth=True``: twice the floor) y is torch's BatchNorm, to the last bit where that
+    holds for every channel: mu and var are the batch's in training and the running ones in evaluation, momentum and
+    buffers as torch's, keys too.
 
     For every batch, every x and both modes \|\|J\|\|_2 <= max_c abs(gamma_c) / floor, J the Jacobian of the whole batch. In
     training, with n values of a channel, u their centred direction and v = (1, ..., 1) / n^(1/2), J is gamma / m on the
@@ -31,8 +27,8 @@ class FlooredBatchNorm:
     Shape:
         As torch's layer.
     Cost:
-        Torch's layer, and in training the variance once more, since torch doesn't give its own away; and differentiably
-        so where a channel is below the floor, and wherever Python must not look at x (compiled, torch.func, CUDA).
+        Torch's layer; in a training step after which channels fall below the floor, or leave it all, the passes forward
+        are made twice. Compiled, under torch.func, in forward mode and on CUDA also the variance, and its derivative.
     Raises:
         ValueError: floor is not above 0 and finite; and whatever torch's layer raises.
     Source:
@@ -41,6 +37,7 @@ class FlooredBatchNorm:
     """
 
     plain_type: type[nn.Module]
+    _was_below = False  # some channel, in the last batch: decides what is tried first, not what comes out
 
     def __init__(
         self,
@@ -89,12 +86,47 @@ class FlooredBatchNorm:
         of_batch = self.training or self.running_mean is None
         tracked = not self.training or self.track_running_stats
         mean, var = (self.running_mean, self.running_var) if tracked else (None, None)
-        weight = self._weight(x, of_batch)
-        return F.batch_norm(x, mean, var, weight, self.bias, of_batch, momentum, self.eps)
+        if of_batch and batch_norm.runs_eagerly(x, mean, var, self.weight, self.bias):
+            return self._of_batch(x, mean, var, momentum)
+        return self._composed(x, self.weight, self.bias, mean, var, of_batch, momentum)
+
+    def _composed(self, x, weight, bias, mean, var, of_batch: bool, momentum: float) -> Tensor:
+        """By torch's differentiable operations, and torch's own layer with gamma s / m(s)."""
+        weight = self._weight(weight, self._variance(x) if of_batch else self.running_var, x)
+        return F.batch_norm(x, mean, var, weight, bias, of_batch, momentum, self.eps)
+
+    def _of_batch(self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float) -> Tensor:
+        """In training, by torch's own kernels alone: its layer where no channel is below the floor."""
+        weight, bias, eps, kink = self.weight, self.bias, self.eps, 2.0 * self.floor if self.smooth else self.floor
+        running = running_mean, running_var
+        if not self._was_below:
+            y, _, inverse = torch.native_batch_norm(x, weight, bias, *running, True, momentum, eps)
+            if inverse.amax().item() * kink <= 1.0:
+                return y
+            running = None, None  # they have moved
+        mean, var = batch_norm.batch_statistics(x, *running, momentum)
+        below = batch_norm.largest_inverse(var, eps) * kink > 1.0
+        if below is not self._was_below:
+            self._was_below = below
+        if not below:
+            return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)[0]
+        formula = lambda x, weight, bias: self._composed(x, weight, bias, None, None, True, 0.0)
+        return batch_norm.normalise_batch(x, weight, bias, mean, *self._denominator(var), formula)
+
+    def _denominator(self, var: Tensor) -> tuple[Tensor, Tensor]:
+        """1 / m(s) and (m'(s) / (s m(s)))^(1/2)"""
+        if not self.smooth:
+            inverse, steepest = (var + self.eps).rsqrt_(), 1.0 / self.floor
+            none = batch_norm.NO_SLOPE[var.dtype] * steepest
+            return inverse.clamp(max=steepest), inverse.masked_fill(inverse > steepest, none)
+        s = (var + self.eps).sqrt_()
+        short = s < 2.0 * self.floor
+        inverse = torch.where(short, self.floor + s.square() / (4.0 * self.floor), s).reciprocal_()
+        return inverse, torch.where(short, (inverse / (2.0 * self.floor)).sqrt_(), inverse)
 
     def acting_weight(self) -> Tensor:
         """gamma s / m(s) for the running variance: with it in the place of gamma torch's layer gives the same in evaluation."""
-        return self._weight(self.running_mean, of_batch=False)
+        return self._weight(self.weight, self.running_var, self.running_mean)
 
     def _count_batch(self) -> float:
         """The weight of this batch in the running statistics, as torch counts."""
@@ -105,14 +137,12 @@ class FlooredBatchNorm:
                 momentum = 1.0 / float(self.num_batches_tracked)
         return momentum
 
-    def _weight(self, x: Tensor, of_batch: bool) -> Tensor | None:
-        """gamma s / m(s), which torch's layer then divides by s; gamma itself where s / m(s) = 1."""
-        if of_batch and _may_look_at(x) and bool((self._shrink(self._variance(x.detach())) == 1).all()):
-            return self.weight  # no derivative is lost: that of s / m(s) is 0 as well
-        shrink = self._shrink(self._variance(x) if of_batch else self.running_var)
-        if self.weight is None:
+    def _weight(self, weight: Tensor | None, var: Tensor, x: Tensor) -> Tensor:
+        """gamma s / m(s), which torch's layer then divides by s."""
+        shrink = self._shrink(var)
+        if weight is None:
             return shrink.to(x.dtype if shrink.dtype != torch.float64 else shrink.dtype)
-        return (self.weight * shrink).to(self.weight.dtype)
+        return (weight * shrink).to(weight.dtype)
 
     def _shrink(self, var: Tensor) -> Tensor:
         """s / m(s)"""

@@ -9,29 +9,26 @@ g = how often one pixel is used, rooted (``geometry_factor``). On the ball P(w) 
 Source: paper A, (17) to (21), (30) to (33); THEORY_PAPERS II.2.1, II.2.2, II.2.7.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...linop import convolution_norm_at_most, matrix_norm_at_most
 from ...theory.composition import times
-from ...theory.convolution import geometry_factor, sides
+from ...theory.convolution import geometry_factor
 from ...theory.parameterisation_balls import IdentityConstants, curvatures_on_ball, slopes_on_ball, steepest_entries
 from ...theory.parameterisations import EntryNormConstants
 from ...theory.schatten import SchattenNormConstants
-from .norms import norms_at_most
+from .patches import applied, patch_norms
 from .states import Backward, Ball, Effect, Local, State, Tangents
-from .steps import Step, U, norms
+from .steps import Step, U
+from .twin import doubled, matrix_of
 
 BLOCK = 2**22  # entries of a weight at a time; a larger one is read in its own dtype
-FINE = 100  # entries of a patch up to which its norms are proved tightly
-MOST_PATCHES = 2**26  # numbers in all patches of the batch; beyond it g ||x|| bounds their norm
-CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+ACTING = "acting"  # (ACTING, path) among what is known: P(w) in float64, where it was computed before
 
 
 class Affine(Step):
@@ -45,7 +42,9 @@ class Affine(Step):
         self.shape, self._norms = tuple(shape), {} if known is None else known
         self.module = twin = doubled(module)
         self.options = module.constants() if hasattr(module, "constants") else IdentityConstants()
-        weight = twin.effective_weight() if hasattr(twin, "effective_weight") else twin.weight
+        weight = self._norms.get((ACTING, path))
+        if weight is None:
+            weight = twin.effective_weight() if hasattr(twin, "effective_weight") else twin.weight
         self.weight, self.bias = weight.detach(), None if twin.bias is None else twin.bias.detach()
         in_place = module.weight.numel() > BLOCK and module.weight.dtype == torch.float32
         self.free = matrix_of(module.weight if in_place else twin.weight).cpu().numpy()
@@ -64,27 +63,10 @@ class Affine(Step):
         return self.weight.dim() == 2
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self._apply(inputs[0], self.bias)
+        return applied(self.module, self.weight, inputs[0], self.bias)
 
     def linear(self, x: Tensor) -> Tensor:
-        return self._apply(x, None)
-
-    def _apply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if self.is_dense:
-            return F.linear(x, self.weight, bias)
-        module = self.module
-        if module.padding_mode == "zeros":
-            return self._convolve(x, bias, module.padding)
-        return self._convolve(F.pad(x, self._edges(), mode=module.padding_mode), bias, 0)
-
-    def _convolve(self, x: Tensor, bias: Tensor | None, padding) -> Tensor:
-        module = self.module
-        convolve = CONVOLVE[self.weight.dim() - 2]
-        return convolve(x, self.weight, bias, module.stride, padding, module.dilation, self.groups)
-
-    def _edges(self) -> list[int]:
-        pairs = sides(self.module.kernel_size, self.module.padding, self.module.dilation)
-        return [side for pair in reversed(pairs) for side in pair]
+        return applied(self.module, self.weight, x, None)
 
     @property
     def growth(self) -> float:
@@ -196,14 +178,18 @@ class Affine(Step):
         """Places of the output that one entry of the bias is added to, in one sample."""
         if self.is_dense:
             return x.numel() // x.shape[-1] // ball.samples
-        with torch.no_grad():
-            return self.linear(x).numel() // self.weight.shape[0] // ball.samples
+        key = ("positions", self.path, self.shape)
+        if key not in self._norms:
+            with torch.no_grad():
+                self._norms[key] = self.linear(x[:1]).numel() // self.weight.shape[0]
+        return self._norms[key] * len(x) // ball.samples
 
     def error(self, ball: Ball, inputs: Sequence[State]) -> np.ndarray:
         x = inputs[0].centre
         bias = 0.0 if self.bias is None else float(self.bias.square().sum().sqrt())
-        size = self.growth * self.length * norms(ball, x) + bias * math.sqrt(self._positions(ball, x))
-        return self._rounding(self.growth) * norms(ball, x) + 8 * U * size
+        now = ball.norms(inputs[0])
+        size = self.growth * self.length * now + bias * math.sqrt(self._positions(ball, x))
+        return self._rounding(self.growth) * now + 8 * U * size
 
     def effects(self, ball: Ball, x: State) -> list[Effect]:
         found = []
@@ -229,37 +215,12 @@ class Affine(Step):
     def _patches_now(self, ball: Ball, x: State) -> tuple[np.ndarray, float]:
         key = ("patches", x.place, self.path)
         if key not in ball.memo:
-            ball.memo[key] = self._measure_patches(ball, x.centre)
+            uses = self.free.shape[1]
+            positions = x.centre.numel() // uses if self.is_dense else self._positions(ball, x.centre) * ball.samples
+            ball.memo[key] = patch_norms(
+                self.module, uses, positions, x.centre, ball.samples, self.growth * ball.norms(x)
+            )
         return ball.memo[key]
-
-    def _measure_patches(self, ball: Ball, x: Tensor) -> tuple[np.ndarray, float]:
-        uses = self.free.shape[1]
-        positions = x.numel() // uses if self.is_dense else self._positions(ball, x) * ball.samples
-        if uses * positions * self.groups > MOST_PATCHES:
-            each = self.growth * norms(ball, x)
-            return each, float(np.sqrt(np.square(each).sum()) * (1 + 4 * ball.samples * U))
-        patches = self._unfold(x)  # (groups, batch, uses, positions)
-        rtol = 5e-3 if uses <= FINE else 1.0  # each halving of it costs uses^3
-        by_group = []
-        for group in patches:
-            samples = group.reshape(ball.samples, -1, *group.shape[1:]).transpose(1, 2).flatten(2)
-            joint = group.transpose(0, 1).flatten(1)
-            by_group.append((norms_at_most(samples, rtol=rtol), float(norms_at_most(joint[None], rtol=rtol)[0])))
-        return np.maximum.reduce([each for each, _ in by_group]), max(whole for _, whole in by_group)
-
-    def _unfold(self, x: Tensor) -> Tensor:
-        """(groups, batch, entries of a patch, positions): the patches by a convolution with unit vectors."""
-        if self.is_dense:
-            return x.reshape(1, x.shape[0], -1, x.shape[-1]).transpose(2, 3)
-        module, uses = self.module, self.free.shape[1]
-        channels = x.shape[1] // self.groups
-        copier = torch.eye(uses, dtype=x.dtype).reshape(uses, channels, *module.kernel_size)
-        padding = module.padding
-        if module.padding_mode != "zeros":
-            x, padding = F.pad(x, self._edges(), mode=module.padding_mode), 0
-        convolve = CONVOLVE[self.weight.dim() - 2]
-        pieces = x.split(channels, dim=1)
-        return torch.stack([convolve(p, copier, None, module.stride, padding, module.dilation).flatten(2) for p in pieces])
 
     def curvature(self, ball: Ball, x: State, at: Tangents, own: Sequence[int], after: Backward) -> np.ndarray | None:
         if not self.trains_weight:
@@ -303,20 +264,3 @@ class Affine(Step):
             return 0.0, 0.0
         curvature = self._largest(curvatures_on_ball, ball)
         return self.growth * self.slope(ball), float(times(curvature, self._patches(ball, x)[1]))
-
-
-def doubled(module: nn.Module) -> nn.Module:
-    """The same layer with its parameters and buffers in float64 on the CPU; nothing of the layer itself changes."""
-    twin = copy.copy(module)
-    for kind in ("_parameters", "_buffers"):
-        held = {
-            name: value.detach().to("cpu", torch.float64) if value is not None and value.is_floating_point() else value
-            for name, value in getattr(module, kind).items()
-        }
-        twin.__dict__[kind] = held
-    return twin
-
-
-def matrix_of(weight: Tensor) -> Tensor:
-    """(rows, columns)."""
-    return weight.detach().flatten(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...theory.composition import times
 from .states import Backward, Ball, Local, State, Tangents
-from .steps import Step, U, norms
+from .steps import Step, U
 
 SLACK = 2.0**-40  # of a slope or curvature computed by autograd in float64, far above its rounding
 
@@ -50,12 +50,12 @@ class Elementwise(Step):
 
     def local(self, ball: Ball, inputs: Sequence[State]) -> list[Local]:
         state, phi = inputs[0], self.phi
-        slopes = np.abs(ball.rows(self._derivatives(state.centre)[0]).numpy()) + SLACK
+        most, least, _ = self._extremes(ball, state)
         moved = times(phi.curvature, state.delta)
-        J = np.minimum(slopes.max(axis=1) + moved, phi.slope)
-        least = float(np.maximum(slopes.min(axis=1) - 2 * SLACK - moved, 0.0).min()) / (1 + 8 * U)
+        J = np.minimum(most + moved, phi.slope)
+        lower = float(np.maximum(least - 2 * SLACK - moved, 0.0).min()) / (1 + 8 * U)
         drift = np.minimum(moved + SLACK, 2 * phi.slope)
-        return [Local(J, drift, 4 * U * phi.slope, float(self._curvatures(ball, state).max()), least)]
+        return [Local(J, drift, 4 * U * phi.slope, float(self._most_curved(ball, state).max()), lower)]
 
     def size(self, ball: Ball, inputs: Sequence[State], local: Sequence[Local]) -> np.ndarray:
         root = np.sqrt(ball.rows(inputs[0].centre).shape[1])
@@ -64,14 +64,32 @@ class Elementwise(Step):
 
     def error(self, ball: Ball, inputs: Sequence[State]) -> np.ndarray:
         root = np.sqrt(ball.rows(inputs[0].centre).shape[1])
-        return 32 * U * (self.phi.slope * norms(ball, inputs[0].centre) + (abs(self.phi.at_zero) + 1.0) * root)
+        return 32 * U * (self.phi.slope * ball.norms(inputs[0]) + (abs(self.phi.at_zero) + 1.0) * root)
 
     def curvature(self, ball: Ball, x: State, at: Tangents, own: Sequence[int], after: Backward) -> np.ndarray:
-        weighted = times(after.column_bound(), self._curvatures(ball, x)).max(axis=1)
-        return quadratic(weighted, at)
+        if after.columns is None:
+            return quadratic(times(after.norm, self._most_curved(ball, x)), at)
+        return quadratic(times(after.columns, self._curvatures(ball, x)).max(axis=1), at)
 
     def everywhere(self) -> float:
         return self.phi.slope
+
+    def _extremes(self, ball: Ball, state: State) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(samples,) each: the largest and the least |phi'(z)| and the largest |phi''(z)| now."""
+
+        def measure():
+            first, second = (np.abs(ball.rows(d).numpy()) + SLACK for d in self._derivatives(state.centre))
+            return first.max(axis=1), first.min(axis=1), second.max(axis=1)
+
+        return ball.measured("slopes", measure)
+
+    def _most_curved(self, ball: Ball, state: State) -> np.ndarray:
+        """(samples,) the largest entry of ``_curvatures``, which grow together."""
+        return np.minimum(self._extremes(ball, state)[2] + times(self.phi.jerk, state.delta), self.phi.curvature)
+
+    def forget(self) -> None:
+        """Drop the derivatives that are kept."""
+        self._kept = (None,)
 
     def _curvatures(self, ball: Ball, state: State) -> np.ndarray:
         """(samples, entries)."""

@@ -83,6 +83,15 @@ class Graph:
         kept = [self.nodes[i] for i in order]
         self.nodes = [Node(n.step, tuple(place[i] for i in n.inputs), n.value) for n in kept]
 
+    def without_values(self) -> "Graph":
+        """The same steps with the shapes of their values alone; they are kept nowhere."""
+        for node in self.nodes:
+            node.step.forget()
+        shapes = Graph.__new__(Graph)
+        shapes.rules, shapes.known = self.rules, self.known
+        shapes.nodes = [Node(n.step, n.inputs, torch.empty_like(n.value, device="meta")) for n in self.nodes]
+        return shapes
+
     def _trace(self, module: nn.Module, path: str, source: int) -> int:
         try:
             graph = tracing.trace(module, module.training)

@@ -1,7 +1,7 @@
 """Regularity of a whole network at given inputs, on a ball around its present parameters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,22 +88,28 @@ class PreparedNetwork:
     """``network_regularity`` for several radii: what is measured at the centre is measured once.
 
     The model and the inputs must not change in between. Large batches are taken in pieces, whose bounds are joined by
-    the root of the sum of their squares; where a step mixes the samples the batch stays whole.
+    the root of the sum of their squares; where a step mixes the samples the batch stays whole. A network so wide that no
+    Jacobian of a stretch of it is kept gives up its values after the first radius: what further radii ask was measured.
+    known: what ``graph_of`` has kept of the same weights. watch(pieces done, of how many) is called during the first radius.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, *, rules: Mapping[type, Rule] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, *, rules: Mapping[type, Rule] | None = None, known: dict | None = None
+    ) -> None:
         self.model, self.inputs, self.rules = model, inputs, RULES if rules is None else rules
-        check_inputs(model, inputs)
-        self._known: dict = {}  # norms of weights
+        self._known: dict = {} if known is None else known  # norms of weights, and weights that act
         probe = graph_of(model, inputs[: min(2, len(inputs))], self.rules, self._known)
+        check_inputs(model, inputs)
         self.mixes_samples = any(node.step.mixes_samples for node in probe.nodes)
         numbers = KEPT * sum(node.value.numel() for node in probe.nodes) / min(2, len(inputs))
         piece = len(inputs) if self.mixes_samples else max(1, min(len(inputs), int(MOST_NUMBERS / numbers)))
         self.pieces = inputs.split(piece)
         self._measured: list[dict] = [{} for _ in self.pieces]
-        self._graph = None
+        self._graphs: list[Graph | None] = [None] * len(self.pieces)
 
-    def on_ball(self, radius: float, *, centre_jacobian: float | None = None) -> NetworkRegularity:
+    def on_ball(
+        self, radius: float, *, centre_jacobian: float | None = None, watch: Callable[[int, int], None] | None = None
+    ) -> NetworkRegularity:
         """The bounds on the ball of this radius; see ``network_regularity``."""
         if not radius >= 0:
             raise ValueError(
@@ -113,7 +119,11 @@ class PreparedNetwork:
             raise ValueError(
                 f"network_regularity: centre_jacobian must be an upper bound of a norm, got {centre_jacobian}. Leave it out."
             )
-        found = [self._piece(i, float(radius)) for i in range(len(self.pieces))]
+        found = []
+        for index in range(len(self.pieces)):
+            found.append(self._piece(index, float(radius)))
+            if watch is not None:
+                watch(index + 1, len(self.pieces))
         first = found[0]
         c = _joined([piece.c for piece in found])
         Q = _joined([piece.Q for piece in found])
@@ -125,9 +135,7 @@ class PreparedNetwork:
         return NetworkRegularity(jacobian, lipschitz, value, layers, first.paths, c, Q, float(radius))
 
     def _piece(self, index: int, radius: float) -> NetworkRegularity:
-        graph = self._graph or graph_of(self.model, self.pieces[index], self.rules, self._known)
-        if len(self.pieces) == 1:
-            self._graph = graph
+        graph = self._graphs[index] or read_graph(self.model, self.pieces[index], self.rules, self._known)
         ball = Ball(radius, 1 if self.mixes_samples else len(self.pieces[index]), self._measured[index])
         sweep = Sweep(graph, ball)
         names = _names(self.model, graph)
@@ -137,7 +145,12 @@ class PreparedNetwork:
             group[order.index(names[column.step, column.effect.name]), place] = 1.0
         c, Q = _grouped(group, sweep)
         value = norm_at_most(sweep.states[-1].size)
-        return NetworkRegularity(0.0, 0.0, value, _rows(graph, sweep), tuple(order), c, Q, radius)
+        found = NetworkRegularity(0.0, 0.0, value, _rows(graph, sweep), tuple(order), c, Q, radius)
+        if sweep.needs_values:
+            self._graphs[index] = graph if len(self.pieces) == 1 else None
+        elif self._graphs[index] is None and self.rules is RULES:
+            self._graphs[index] = graph.without_values()
+        return found
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -166,6 +179,11 @@ def graph_of(model: nn.Module, inputs: Tensor, rules: Mapping[type, Rule], known
         As ``network_regularity``.
     """
     check_inputs(model, inputs)
+    return read_graph(model, inputs, rules, known)
+
+
+def read_graph(model: nn.Module, inputs: Tensor, rules: Mapping[type, Rule], known: dict | None = None) -> Graph:
+    """``graph_of`` for a model and inputs that were checked."""
     graph = Graph(inputs.detach().to("cpu", torch.float64), rules, known)
     graph.keep(graph.read(model, "", 0))
     return graph
@@ -210,7 +228,7 @@ def _grouped(group: np.ndarray, sweep: Sweep) -> tuple[np.ndarray, np.ndarray]:
         if node.inputs:
             source = node.inputs[0]
             at = sweep.tangents(source)
-            part = node.step.curvature(sweep.ball, sweep.states[source], at, sweep.own.get(index, []), sweep.after[index])
+            part = node.step.curvature(sweep.ball.at(index), sweep.states[source], at, sweep.own.get(index, []), sweep.after[index])
             Q = Q if part is None else Q + part
     c = sweep.output_tangents().whole
     infinite = ~np.isfinite(Q)
@@ -225,7 +243,7 @@ def _rows(graph: Graph, sweep: Sweep) -> tuple[LayerRegularity, ...]:
     where = "everywhere in the parameters" if math.isinf(radius) else f"parameters within {radius:.6g} of now"
     for index, node in enumerate(graph.nodes[1:], start=1):
         x, local = sweep.states[node.inputs[0]], sweep.locals[index]
-        b, c = node.step.constants(sweep.ball, x)
+        b, c = node.step.constants(sweep.ball.at(index), x)
         D = norm_at_most(np.array([sweep.columns[k].effect.whole for k in sweep.own.get(index, [])]))
         J = max(float(here.J.max()) for here in local)
         regularity = Regularity(

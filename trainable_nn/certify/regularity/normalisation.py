@@ -14,6 +14,7 @@ Source: paper A, (25) to (29); THEORY_PAPERS II.2.3. The smooth floor is ours.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 
 from ...theory.composition import times
 from ...theory.nonlinearities import C3
-from .affine import doubled
+from .norms import frobenius_at_most
 from .states import Backward, Ball, Effect, Local, State, Tangents
-from .steps import Step, U, norms
+from .steps import Step, U
+from .twin import doubled
 
 SMOOTH_CURVATURE = 0.9744  # 6 / 2 times max x (1 + x^2)^-2 = 3 sqrt 3 / 16
 UP = 1.0 + 2.0**-40
@@ -75,16 +77,19 @@ class Normalisation(Step):
         return [Local(np.full(ball.samples, J), drift, rounding, a)]
 
     def size(self, ball: Ball, inputs: Sequence[State], local: Sequence[Local]) -> np.ndarray:
-        linear = times(local[0].J, inputs[0].delta) + norms(ball, self.forward(inputs[0].centre))
+        linear = times(local[0].J, inputs[0].delta) + self._norms_now(ball, inputs[0])
         moved = sum(float(times(ball.radius, D)) for D in self._holds(ball, inputs[0], trained=True)[1])
         return linear + moved
 
     def error(self, ball: Ball, inputs: Sequence[State]) -> np.ndarray:
-        x = inputs[0].centre
-        slope, _ = self.steepness(Ball(0.0, ball.samples), _still(ball, x))
+        x = inputs[0]
+        slope, _ = self.steepness(replace(ball, radius=0.0), _still(ball, x))
         J = float((self.gamma.abs().numpy() * slope).max())
-        terms = x.numel() // max(len(self.gamma), 1) + 64
-        return terms * U * (J * norms(ball, x) + norms(ball, self.forward(x)))
+        terms = x.centre.numel() // max(len(self.gamma), 1) + 64
+        return terms * U * (J * ball.norms(x) + self._norms_now(ball, x))
+
+    def _norms_now(self, ball: Ball, x: State) -> np.ndarray:
+        return ball.measured("outputs", lambda: frobenius_at_most(ball.rows(self.forward(x.centre))))
 
     def effects(self, ball: Ball, x: State) -> list[Effect]:
         each, whole = self._holds(ball, x, trained=True)
@@ -92,20 +97,26 @@ class Normalisation(Step):
 
     def _holds(self, ball: Ball, x: State, *, trained: bool):
         """D of gamma: the longest channel of v(x); D of beta: the root of a channel's entries."""
-        values = self.normalised(x.centre)
         slope, _ = self.steepness(ball, x)
-        by_channel = values.transpose(0, 1).flatten(1)
-        samples = values.reshape(ball.samples, -1, *values.shape[1:]).transpose(1, 2).flatten(2)
-        each = samples.square().sum(2).sqrt().amax(1).numpy() * UP + times(float(slope.max()), x.delta)
-        whole = float(by_channel.square().sum(1).sqrt().amax()) * UP + float(times(float(slope.max()), x.whole_delta))
-        root = math.sqrt(by_channel.shape[1]) * UP
-        bound = self.longest(by_channel.shape[1])
+        each, whole = ball.measured("channels", lambda: self._channels(ball, x.centre))
+        each = each + times(float(slope.max()), x.delta)
+        whole = whole + float(times(float(slope.max()), x.whole_delta))
+        entries = x.centre.numel() // x.centre.shape[1]
+        root = math.sqrt(entries) * UP
+        bound = self.longest(entries)
         found = [
             (np.minimum(each, bound), min(whole, bound)),
             (np.full(ball.samples, root / math.sqrt(ball.samples) * UP), root),
         ]
         kept = [pair for pair, trains in zip(found, self.trains) if trains or not trained]
         return [pair[0] for pair in kept], [pair[1] for pair in kept]
+
+    def _channels(self, ball: Ball, x: Tensor) -> tuple[np.ndarray, float]:
+        """Norm of the longest channel of v(x), for each sample and for all together."""
+        values = self.normalised(x)
+        samples = values.reshape(ball.samples, -1, *values.shape[1:]).transpose(1, 2).flatten(2)
+        each = samples.square().sum(2).sqrt().amax(1).numpy() * UP
+        return each, float(values.transpose(0, 1).flatten(1).square().sum(1).sqrt().amax()) * UP
 
     def longest(self, entries: int) -> float:
         """sup |v| of a channel with this many entries."""
@@ -178,15 +189,18 @@ class BatchNormalisation(Normalisation):
         return math.sqrt(entries) * UP
 
     def steepness(self, ball: Ball, x: State) -> tuple[np.ndarray, np.ndarray]:
-        channels = x.centre.transpose(0, 1).flatten(1)
-        n, eps = channels.shape[1], self.module.eps
-        spread = channels.var(1, correction=0).sqrt().numpy()
-        slack = 2.0**-40 * channels.abs().amax(1).numpy()
+        n, eps = x.centre.numel() // x.centre.shape[1], self.module.eps
+        spread, slack = ball.measured("spread", lambda: self._spread(x.centre))
         moved = x.whole_delta / math.sqrt(n) * UP
         low, high = np.maximum(spread - slack - moved, 0.0), spread + slack + moved
         s_low, s_high = np.sqrt(eps + low**2) / UP, np.sqrt(eps + high**2) * UP
         slope = UP / denominator(self.module, torch.from_numpy(s_low**2)).numpy()
         return slope, self._curvature(s_low, s_high) / math.sqrt(n) * UP
+
+    def _spread(self, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Standard deviations of the channels, and what rounding can have added."""
+        channels = x.transpose(0, 1).flatten(1)
+        return channels.var(1, correction=0).sqrt().numpy(), 2.0**-40 * channels.abs().amax(1).numpy()
 
     def _curvature(self, s_low: np.ndarray, s_high: np.ndarray) -> np.ndarray:
         plain = np.minimum(C3 / self.module.eps, 2.0 / math.sqrt(3.0) / s_low**2) * UP
@@ -212,7 +226,7 @@ def denominator(module: nn.Module, squared: Tensor) -> Tensor:
     return s.clamp(min=floor)
 
 
-def _still(ball: Ball, x: Tensor) -> State:
-    """A state that does not move."""
+def _still(ball: Ball, x: State) -> State:
+    """The state as if it did not move."""
     zero = np.zeros(ball.samples)
-    return State(x, zero, zero, norms(ball, x), 0.0, zero, zero, zero)
+    return State(x.centre, zero, zero, ball.norms(x), 0.0, zero, zero, zero, place=x.place)

@@ -16,11 +16,12 @@ from ...modules.lipschitz import RULES as LIPSCHITZ
 from ...modules.lipschitz import Reading, lipschitz_bound
 from ...theory.higher_derivatives import JERKS, LARGEST_VALUES
 from ...theory.nonlinearities import NONLINEARITIES
-from .affine import Affine, doubled
+from .affine import Affine
 from .elementwise import Elementwise, Smooth
 from .graph import Graph, Rule, functional
 from .normalisation import BatchNormalisation, FixedNormalisation
 from .steps import FixedLinear, Kinked, Sum
+from .twin import doubled
 
 
 def _sequential(graph: Graph, module: nn.Module, path: str, source: int) -> int:
@@ -31,8 +32,6 @@ def _sequential(graph: Graph, module: nn.Module, path: str, source: int) -> int:
 
 def _affine(graph: Graph, module: nn.Module, path: str, source: int) -> int:
     value = graph.nodes[source].value
-    if module.weight.is_meta or not torch.isfinite(module.weight).all():
-        raise ValueError(f"{path}: the weight of {type(module).__name__} is NaN, infinite or on the meta device. Load it.")
     if module.weight.dim() > 2 and value.dim() != module.weight.dim():
         raise UnboundedError(
             f"{path}: {type(module).__name__} got an input of shape {tuple(value.shape)} without a batch axis. Add one."
@@ -40,6 +39,10 @@ def _affine(graph: Graph, module: nn.Module, path: str, source: int) -> int:
     shape = tuple(value.shape[1:])
     step = graph.known.get(("step", path, shape))
     if step is None:
+        if module.weight.is_meta or not torch.isfinite(module.weight).all():
+            raise ValueError(
+                f"{path}: the weight of {type(module).__name__} is NaN, infinite or on the meta device. Load it."
+            )
         step = graph.known["step", path, shape] = Affine(path, module, shape, graph.known)
     return graph.add(step, source)
 

@@ -1,23 +1,46 @@
 """What is known of a step's output while the graph is walked: at the centre, and on the ball around it."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from .norms import frobenius_at_most
+
 U = 2.0**-53
+Measured = TypeVar("Measured")
 
 
 @dataclass(frozen=True)
 class Ball:
     """All parameters within ``radius`` of the present ones; ``samples`` is 1 where a step mixes them, else the batch.
 
-    memo: what was measured at the centre before, and is the same for every radius.
+    memo: what was measured at the centre before, and is the same for every radius.  place: of the step that looks at it.
     """
 
     radius: float
     samples: int
     memo: dict = field(default_factory=dict)
+    place: int = -1
+
+    def at(self, place: int) -> "Ball":
+        """The same ball, seen from a step."""
+        return replace(self, place=place)
+
+    def measured(self, what: str, measure: Callable[[], Measured]) -> Measured:
+        """Of this step and the values at the centre: computed for the first radius alone."""
+        key = (what, self.place)
+        if key not in self.memo:
+            self.memo[key] = measure()
+        return self.memo[key]
+
+    def norms(self, state: "State") -> np.ndarray:
+        """(samples,) upper bounds of the Euclidean norms of a step's output now."""
+        if state.place < 0:
+            return frobenius_at_most(self.rows(state.centre))
+        return self.at(state.place).measured("norms", lambda: frobenius_at_most(self.rows(state.centre)))
 
     def rows(self, values: Tensor) -> Tensor:
         """One row for each sample."""
@@ -28,7 +51,7 @@ class Ball:
 class State:
     """One output, sample by sample: each array is (samples,) or (samples, uses).
 
-    centre: its value now, in float64.  error: how far rounding took it from the exact one.
+    centre: its value now, in float64; only its shape, once all that is asked of it was measured.  error: how far rounding took it from the exact one.
     delta: sup distance from ``centre`` on the ball, error included.  size: sup norm on the ball.
     whole_delta: as delta, for all samples together.
     tau: sup norm of the Jacobian in the output of each parametrised step; drift: sup distance of that Jacobian from

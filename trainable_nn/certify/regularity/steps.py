@@ -66,6 +66,9 @@ class Step:
         """sup ||J|| over all parameters and inputs; for a sum, of each input alone."""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Drop what is kept of the values at the centre."""
+
 
 class Input(Step):
     """The data."""
@@ -97,7 +100,7 @@ class Sum(Step):
         ]
 
     def error(self, ball: Ball, inputs: Sequence[State]) -> np.ndarray:
-        terms = [abs(s) * norms(ball, state.centre) for s, state in zip(self.scales, inputs)]
+        terms = [abs(s) * ball.norms(state) for s, state in zip(self.scales, inputs)]
         return 2 * len(terms) * U * sum(terms)
 
 
@@ -128,7 +131,7 @@ class FixedLinear(Step):
         return [Local(ones, np.zeros(ball.samples), self.rounding, 0.0, self.lower)]
 
     def error(self, ball: Ball, inputs: Sequence[State]) -> np.ndarray:
-        return self.rounding * norms(ball, inputs[0].centre)
+        return self.rounding * ball.norms(inputs[0])
 
     def everywhere(self) -> float:
         return self.norm
@@ -162,7 +165,7 @@ class Kinked(Step):
         return self.slope * inputs[0].size + abs(self.at_zero) * entries**0.5
 
     def error(self, ball: Ball, inputs: Sequence[State]) -> np.ndarray:
-        return 16 * U * self.slope * norms(ball, inputs[0].centre)
+        return 16 * U * self.slope * ball.norms(inputs[0])
 
     def curvature(self, ball, x, at, own, after) -> np.ndarray:
         depends = (at.whole > 0).astype(float)
@@ -170,10 +173,3 @@ class Kinked(Step):
 
     def everywhere(self) -> float:
         return self.slope
-
-
-def norms(ball: Ball, values: Tensor) -> np.ndarray:
-    """(samples,) upper bounds of the Euclidean norms."""
-    from .norms import frobenius_at_most
-
-    return frobenius_at_most(ball.rows(values))

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ...theory.composition import times
 from .graph import Graph, Node
-from .norms import norms_at_most
+from .norms import frobenius_at_most, norms_at_most
 from .states import Backward, Ball, Effect, Local, State, Tangents
-from .steps import norms
 
 MOST_JACOBIAN = 2**26  # numbers in the kept forward Jacobians of one step, and in the backward ones of all
 MOST_FORWARD_WORK = 2e10  # multiplications of the forward Jacobians' norms; beyond it norms are multiplied
@@ -55,6 +54,11 @@ class Sweep:
             self._forward(index, node)
         self._backward()
 
+    @property
+    def needs_values(self) -> bool:
+        """Whether another radius asks for the values at the centre themselves, and not for what was measured of them."""
+        return self.keeps_jacobians or self.known["backward"] is not None
+
     def tangents(self, index: int) -> Tangents:
         """sup norms of d(output of a step) / d(each column's parameter)."""
         return self._tangents(self.states[index].tau)
@@ -74,13 +78,14 @@ class Sweep:
         return Tangents(each, np.minimum(joint, _root_of_squares(each)))
 
     def _forward(self, index: int, node: Node) -> None:
-        ball, step = self.ball, node.step
+        ball, step = self.ball.at(index), node.step
         inputs = [self.states[i] for i in node.inputs]
         if not inputs:
             none = np.zeros((ball.samples, len(self.uses)))
             zero = np.zeros(ball.samples)
-            size = norms(ball, node.value)
-            self.states.append(State(node.value, zero, zero, size, 0.0, none, none, none, {}, index))
+            start = State(node.value, zero, zero, zero, 0.0, none, none, none, {}, index)
+            start.size = ball.norms(start)
+            self.states.append(start)
             self.locals.append([])
             return
         local = step.local(ball, inputs)
@@ -101,10 +106,10 @@ class Sweep:
                 self.states[i].jacobians = None
 
     def _state(self, index, inputs, local, tau, drift, centre, jacobians) -> State:
-        ball, node = self.ball, self.graph.nodes[index]
+        ball, node = self.ball.at(index), self.graph.nodes[index]
         error = sum(times(here.J, x.error) for here, x in zip(local, inputs)) + node.step.error(ball, inputs)
         reach = self._tangents(tau)
-        now = norms(ball, node.value)
+        now = ball.measured("norms", lambda: frobenius_at_most(ball.rows(node.value)))
         most = node.step.size(ball, inputs, local)
         delta = np.minimum(times(ball.radius, _root_of_squares(reach.each.T)) + error, now + most)
         whole = float(times(ball.radius, np.sqrt(np.square(reach.whole).sum())) + np.sqrt(np.square(error).sum()))

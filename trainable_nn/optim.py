@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .certify.certificate import Certificate
-from .certify.problem import Problem, problem_of
-from .certify.step import Step, certified_step
+from .certify.path_certificate import PathCertificate
+from .certify.problem import problem_of
+from .certify.step import Step, certified_step, gradient_of
 from .errors import CertificateError
 from .theory.costs import Cost
 
@@ -25,7 +26,7 @@ class LostGuaranteeWarning(UserWarning):
 
 
 class CertifiedLR(LRScheduler):
-    """The certificate's constant step for every parameter group.
+    """The certificate's constant step for every parameter group, from ``certify`` or ``certify_path``.
 
     With ``torch.optim.SGD`` without momentum, weight decay and the like, on all of the certified samples in every step,
     the loss stays below ``predicted_loss`` and the weights within the certificate's radius. With any other optimiser
@@ -37,7 +38,7 @@ class CertifiedLR(LRScheduler):
         THEORY 4; the certificate names each statement.
     """
 
-    def __init__(self, optimizer: Optimizer, certificate: Certificate, last_epoch: int = -1) -> None:
+    def __init__(self, optimizer: Optimizer, certificate: Certificate | PathCertificate, last_epoch: int = -1) -> None:
         if certificate.step_size is None or not certificate.step_size > 0.0:
             raise CertificateError(f"CertifiedLR: this certificate proves no step size.\n{certificate.explain()}")
         self.certificate, self.lost = certificate, lost_guarantee(optimizer)
@@ -119,15 +120,6 @@ class CertifiedDescent(LRScheduler):
     def state_dict(self) -> dict:
         kept = ("model", "inputs", "targets", "loss", "history")
         return {key: value for key, value in super().state_dict().items() if key not in kept}
-
-
-def gradient_of(problem: Problem) -> dict[str, Tensor]:
-    """The gradient of the loss over all samples, by the name of each trained parameter."""
-    parameters = problem.parameters
-    with torch.enable_grad():
-        loss = problem.cost.value(problem.model(problem.inputs), problem.targets)
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), found)}
 
 
 def lost_guarantee(optimizer: Optimizer) -> str | None:

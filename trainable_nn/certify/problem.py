@@ -83,13 +83,13 @@ def problem_of(
         raise ValueError(f"{where}: the model's outputs are not finite on these inputs. Mend weights or inputs first.")
     y = None if targets is None else targets.detach().to("cpu", torch.float64 if targets.is_floating_point() else None)
     cost = None if y is None else cost_for(loss, outputs, y)
-    least, most = (None, None) if cost is None else _loss_now(where, cost, outputs, y)
+    least, most = (None, None) if cost is None else loss_between(where, cost, outputs, y)
     name = loss if isinstance(loss, str) else loss.name
     roundoff = torch.finfo(inputs.dtype).eps / 2
     return Problem(twin, x, y, cost, name, outputs, most, least, roundoff, fingerprint)
 
 
-def _loss_now(where: str, cost: Cost, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
+def loss_between(where: str, cost: Cost, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
     """The loss, less and more what float64 can have lost: 2^-44 of it, and of the outputs by their own rounding."""
     value = float(cost.value(outputs, targets))
     if not math.isfinite(value):

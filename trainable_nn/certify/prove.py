@@ -7,21 +7,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..errors import TrainableNNError
 from ..theory import samples
 from ..theory.costs import Cost
-from ..theory.pl import Descent, Gap, descend
+from ..theory.pl import Descent
 from ..theory.rounding import down
+from .ball import BOUNDED_DERIVATIVES, ball_rows, descent_on_ball
 from .certificate import GRADES, Certificate, Hypothesis
-from .layers import Layers, layers_of, path_in, sentence
+from .layers import layers_of
 from .measure import BUDGET, Extremes, Watch, jacobian_extremes
 from .problem import Problem, problem_of
-from .regularity import PreparedNetwork
 from .remedies import FUNCTION, SMOOTH, complaints, see
-
-GOAL_SHARE = 0.1  # of the initial excess, for costs whose infimum lies at infinity
-KNOWN = "layers with known constants"
-BOUNDED_DERIVATIVES = "bounded derivatives"
 
 
 def certify(
@@ -67,10 +62,11 @@ def certify(
     watch("reading the network", 0, 1)
     problem = problem_of(model, inputs, targets, loss)
     with torch.random.fork_rng(devices=[]):
-        return _prove(problem, budget, watch)
+        return prove(problem, budget, watch)
 
 
-def _prove(problem: Problem, budget: int, watch: Watch) -> Certificate:
+def prove(problem: Problem, budget: int, watch: Watch, step: float | None = None) -> Certificate:
+    """The certificate of a problem; with a step, of gradient descent with that one and no other."""
     watch("reading the network", 1, 1)
     blame = complaints(see(problem.model, problem.inputs))
     rows = [*_basic_rows(problem), *_function_rows(problem, blame)]
@@ -79,8 +75,8 @@ def _prove(problem: Problem, budget: int, watch: Watch) -> Certificate:
     everywhere = layers.sigma_at_least(math.inf)
     rows += _rank_rows(problem, extremes, everywhere)
     kinked = any(row.name == SMOOTH for row in blame)
-    outcome, regular, local = _descent(problem, extremes, layers, everywhere, kinked, watch)
-    rows += [*layers.rows, *_cost_rows(problem, everywhere), *local, *_ball_rows(problem, outcome)]
+    outcome, regular, local = descent_on_ball(problem, extremes, layers, everywhere, kinked, watch, step)
+    rows += [*layers.rows, *_cost_rows(problem, everywhere), *local, *ball_rows(outcome)]
     grade = _grade(rows, extremes, outcome, everywhere)
     above = GRADES[GRADES.index(grade) + 1 :]
     rows += [row for row in blame if row.name != FUNCTION and (row.grade in above or row.grade == "")]
@@ -225,74 +221,6 @@ def _cost_rows(problem: Problem, everywhere: float) -> list[Hypothesis]:
             )
         )
     return rows
-
-
-def _descent(
-    problem: Problem, extremes: Extremes | None, layers: Layers, everywhere: float, kinked: bool, watch: Watch
-) -> tuple[Descent | Gap | None, float | None, list[Hypothesis]]:
-    """The descent or the gap, an upper bound of ||DF|| here, and rows on the layers' constants."""
-    centre = extremes.smallest if extremes else 0.0
-    largest = extremes.largest if extremes else None
-    if kinked:  # no ball has a finite Lipschitz constant of DF, and the complaint says so
-        return None, largest, []
-    known: dict[float, tuple[float, float]] = {}
-
-    def constants(radius: float) -> tuple[float, float]:
-        if radius not in known:
-            watch("bounds on balls", len(known), len(known) + 1)
-            found = prepared.on_ball(radius, centre_jacobian=largest)
-            known[radius] = (float(found.jacobian), float(found.jacobian_lipschitz))
-        return known[radius]
-
-    try:
-        prepared = PreparedNetwork(problem.model, problem.inputs)
-        here = prepared.on_ball(0.0, centre_jacobian=largest)
-    except (TrainableNNError, ValueError, TypeError, NotImplementedError) as error:
-        where, source = path_in(error, problem.model), "paper A, Proposition 4.3 and Theorem 4.5"
-        return None, largest, [Hypothesis(KNOWN, source, where, False, remedy=sentence(error), grade="ball")]
-    rows = _layer_rows(here)
-    upper = float(here.jacobian) if math.isfinite(here.jacobian) else largest
-    if problem.cost is None:
-        return None, upper, rows
-    floor = lambda radius: max(everywhere, layers.sigma_at_least(radius))
-    goal = GOAL_SHARE * problem.excess if not problem.cost.pl and everywhere > 0 else 0.0
-    return descend(problem.cost, problem.excess, centre, floor, constants, goal), upper, rows
-
-
-def _layer_rows(found) -> list[Hypothesis]:
-    """One row for each layer: its bounds are finite, so a step size can follow from them. A layer that runs twice has one."""
-    rows: dict[str, Hypothesis] = {}
-    for layer in found.layers:
-        constants = layer.regularity
-        finite = all(map(math.isfinite, (constants.J, constants.D, constants.a, constants.b, constants.c)))
-        before = rows.get(layer.path)
-        rows[layer.path] = Hypothesis(
-            BOUNDED_DERIVATIVES,
-            str(layer.source),
-            layer.path,
-            finite and (before is None or before.holds),
-            max(float(constants.J), before.value if before else 0.0),
-            remedy=f"{layer.kind}: one of its derivatives has no bound on any ball. Use a layer of this package.",
-            grade="ball",
-        )
-    return list(rows.values())
-
-
-def _ball_rows(problem: Problem, outcome: Descent | Gap | None) -> list[Hypothesis]:
-    name, source = "a ball that holds the whole path", "Proposition R (II.1.8); THEORY 4"
-    if outcome is None or (isinstance(outcome, Gap) and math.isinf(outcome.needed)):
-        return []  # another row says why there is nothing to look for
-    if isinstance(outcome, Descent):
-        return [Hypothesis(name, source, "", True, outcome.radius, None, grade="ball")]
-    remedy = "No ball has finite bounds; the rows above name the layers that have none."
-    if outcome.reached > 0.0:
-        remedy = (
-            f"No ball closes: within radius {outcome.radius:.4g} the integral of sigma_min(DF) reaches "
-            f"{outcome.reached:.4g} of the {outcome.needed:.4g} that this loss asks for, short by a factor "
-            f"{outcome.needed / outcome.reached:.3g}. Go on with optim.CertifiedDescent, which needs no ball, and certify "
-            f"again at a lower loss; a wider network or a leaky first layer help too."
-        )
-    return [Hypothesis(name, source, "", False, outcome.reached, outcome.needed, remedy=remedy, grade="ball")]
 
 
 def _without_repeats(rows: list[Hypothesis], blame: list[Hypothesis]) -> list[Hypothesis]:

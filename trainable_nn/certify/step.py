@@ -89,6 +89,15 @@ def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float |
     return Step(best[1], now, bound, way, problem.cost.infimum)
 
 
+def gradient_of(problem: Problem) -> dict[str, Tensor]:
+    """The gradient of the loss over all samples, by the name of each trained parameter."""
+    parameters = problem.parameters
+    with torch.enable_grad():
+        loss = problem.cost.value(problem.model(problem.inputs), problem.targets)
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), found)}
+
+
 def _modeller(problem: Problem, gradient: dict[str, Tensor]) -> tuple[Callable[[float], Model], str]:
     try:
         ray = Ray(problem.model, problem.inputs)

@@ -108,11 +108,15 @@ class Descent:
 
 @dataclass(frozen=True)
 class Gap:
-    """Why no ball was found: at ``radius``, the path could be ``needed`` long in int alpha, and ``reached`` is there."""
+    """Why no ball was found: at ``radius``, the path could be ``needed`` long in int alpha, and ``reached`` is there.
+
+    ``share`` is eta L there where the step was given and is too long: 2 or more.
+    """
 
     radius: float
     reached: float
     needed: float
+    share: float = 0.0
 
 
 def descend(
@@ -139,6 +143,48 @@ def descend(
         elif gap is None or outcome.reached * gap.needed > gap.reached * outcome.needed:
             gap = outcome
     return gap
+
+
+def descend_with(
+    step: float, cost: Cost, excess: float, centre: float, floor: Floor, constants: Constants, goal: float = 0.0
+) -> Descent | Gap:
+    """The same for a step that is given: c = step * L(R) grows with the ball, and must stay below 2.
+
+    Cost:
+        At most ROUNDS calls of ``constants``.
+    Raises:
+        ValueError: the step is not positive and finite.
+    """
+    if not 0.0 < step < math.inf:
+        raise ValueError(f"descend_with: the step must be positive and finite, got {step}. Give one.")
+    lowest = floor if callable(floor) else lambda radius: floor
+    radius = 0.0
+    gap = Gap(0.0, 0.0, math.inf)
+    for attempt in range(ROUNDS):
+        jacobian, lipschitz = constants(radius)
+        share = up(step * loss_smoothness(cost, excess, jacobian, lipschitz))
+        if not share < 2.0:
+            return Gap(radius, gap.reached, gap.needed, share) if math.isfinite(share) else gap
+        sigma = Sigma(centre, lipschitz, lowest(radius))
+        needed = path_needed(cost, excess, goal, share) if excess > goal else 0.0
+        reached = sigma.integral(radius)
+        if reached >= needed:
+            return _descent(cost, excess, goal, radius, share, sigma, jacobian, step)
+        gap = Gap(radius, reached, needed)
+        wanted = _radius_for(needed, sigma)
+        if not (math.isfinite(wanted) and sigma.at(0.0) > 0.0):
+            return _at_its_best(gap, sigma)
+        radius = up(max(wanted, radius) * (1.0 + OVERSHOOT * 1.5**attempt))
+    return gap
+
+
+def _at_its_best(gap: Gap, sigma: Sigma) -> Gap:
+    """The gap with all that these constants could reach, on any ball: sigma falls to nothing before it is enough."""
+    if sigma.lipschitz <= 0.0 or sigma.floor > 0.0:
+        return gap
+    return Gap(
+        up(sigma.centre / sigma.lipschitz), max(gap.reached, sigma.centre**2 / (2.0 * sigma.lipschitz)), gap.needed
+    )
 
 
 def _hopeless(cost, excess, centre, floor, constants, goal) -> Gap | None:
@@ -207,12 +253,15 @@ def _radius_for(needed: float, sigma: Sigma) -> float:
     return bend + max(needed - before, 0.0) / sigma.floor
 
 
-def _descent(cost, excess, goal, radius, share, sigma: Sigma, jacobian: float) -> Descent | Gap:
+def _descent(
+    cost, excess, goal, radius, share, sigma: Sigma, jacobian: float, step: float | None = None
+) -> Descent | Gap:
     smoothness = loss_smoothness(cost, excess, jacobian, sigma.lipschitz)
     worst = sigma.at(radius)
     squared = cost.pl == 0.0
     factor = cost.pl_squared(excess) if squared and cost.pl_squared else cost.pl
-    step = down(share / smoothness, 2) if smoothness > 0.0 else 0.0
+    if step is None:
+        step = down(share / smoothness, 2) if smoothness > 0.0 else 0.0
     domination = down(factor * worst * worst, 3)
     values = (radius, step, smoothness, share, worst, jacobian, sigma.lipschitz, domination, squared)
     if not all(map(math.isfinite, values)) or step <= 0.0:

@@ -1,0 +1,216 @@
+r"""A constant step proved from any start: gradient descent is run, its loss watched, and a ball closed where it arrives.
+
+No ball around the first weights closes at a useful step: with lambda and Lip(DF) of that point alone, the path may be
+longer than any ball on which DF keeps its rank. But the path can be followed. Let theta_0, ..., theta_T be the weights
+that float64 computes, each from the one before by theta - eta grad l. Then
+
+* at each of them the loss is enclosed, rounding included, so that its fall from one to the next is proved by the two
+  numbers, whatever it does in between;
+* at theta_T the loss is low enough that a ball closes for this very eta (``theory.pl.descend_with``): from there
+  gradient descent with the same step, in exact arithmetic, never leaves the ball and converges to a global minimum.
+
+It is a statement of these weights, not of the path that exact arithmetic would take from theta_0: rounding parts the
+two, and no bound of how far is given here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..theory.costs import Cost
+from ..theory.rounding import up
+from .ball import HELD, SHORT
+from .certificate import Certificate
+from .measure import BUDGET, Watch
+from .path_certificate import PathCertificate
+from .problem import Problem, loss_between, problem_of
+from .prove import prove
+from .step import gradient_of
+
+STEPS = 10_000
+BALLS = 16  # looked for on one path, at most
+HALVINGS = 10  # of a step that was not given
+NEXT_BALL = (1e-3, 0.5)  # how much lower the excess is before a ball is looked for again: at least, at most
+PRODUCTS = 12  # of the power iteration for the first step; a guess, and the walk judges it
+LENGTHS = 1 + 2.0**-30  # rounding of a norm and of a sum of them
+WHERE = "certify_path"
+
+
+def certify_path(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    loss: str | Cost = "mse",
+    step_size: float | None = None,
+    steps: int = STEPS,
+    budget: int | None = None,
+    progress: Watch | None = None,
+) -> PathCertificate:
+    r"""A constant step of plain gradient descent, with a proof that it reaches a global minimum from these weights.
+
+    The descent is run in float64 on a copy, until a ball closes around the weights it has reached. Grade "ball" says:
+    of the weights theta_0, ..., theta_T that float64 computes with this step, each has a lower loss than the one before,
+    and from theta_T on gradient descent with the same step stays in a ball and converges, linearly, to a global minimum.
+    The T steps are those that torch.optim.SGD takes in float64 on all samples; a run that rounds otherwise is another
+    path, which certify_path(..., steps=0) answers at its end. Without ``step_size`` the first step tried is about
+    1 / lambda_max of the loss's Gauss-Newton matrix, and half of it wherever the loss rises.
+
+    Not covered: mini-batches, momentum, weight decay, changing data; rounding after theta_T.
+
+    Shape:
+        inputs: (N, ...), floats. targets: what the loss takes.
+    Units:
+        loss, budget: as in ``certify``. steps: how many may be run.
+    Cost:
+        A gradient in float64 for each step, and a ``certify`` for each ball that is looked for, some two to five.
+    Raises:
+        TypeError, ValueError: as ``certify``; no targets; a step or a number of steps that is none.
+        CertificateError: the model does not run on a copy in float64.
+    Source:
+        THEORY 4; II.4.1 item 5. The statement on the ball is Proposition R (II.1.8) with eta L < 2.
+    """
+    _check(targets, step_size, steps, budget)
+    watch = progress or (lambda what, done, total: None)
+    budget = BUDGET if budget is None else int(budget)
+    read = lambda: problem_of(model, inputs, targets, loss, where=WHERE)
+    with torch.random.fork_rng(devices=[]):
+        problem = read()
+        if step_size is not None:
+            return walk(problem, float(step_size), steps, budget, watch)
+        step = _first_step(problem)
+        for _ in range(HALVINGS):
+            found = walk(problem, step, steps, budget, watch)
+            if not found.too_long:
+                return found
+            step, problem = step / 2.0, read()  # a walk moves the problem's weights
+        return found
+
+
+def _check(targets: Tensor, step_size: float | None, steps: int, budget: int | None) -> None:
+    if targets is None:
+        raise TypeError(f"{WHERE}: targets are needed, since a path is of one loss. Give them, or use certify.")
+    if step_size is not None and not 0.0 < step_size < math.inf:
+        raise ValueError(f"{WHERE}: step_size must be positive and finite, got {step_size}. Leave it out for a guess.")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"{WHERE}: steps must be a whole number of at least 0, got {steps!r}. Give one.")
+    if budget is not None and budget < 1:
+        raise ValueError(f"{WHERE}: budget must be a positive number of bytes, got {budget}. Leave it out for 1 GiB.")
+
+
+def _first_step(problem: Problem) -> float:
+    """About 1 / (smoothness lambda_max(DF DF^T)), by power iteration: an estimate, from which the search begins."""
+    moved = {name: p.detach() for name, p in problem.parameters.items()}
+    v, largest = gradient_of(problem), 0.0
+    for _ in range(PRODUCTS):
+        norm = math.sqrt(sum(float(x.square().sum()) for x in v.values()))
+        if not 0.0 < norm < math.inf:
+            break
+        _, image = torch.func.jvp(problem.outputs_at, (moved,), ({name: x / norm for name, x in v.items()},))
+        largest = max(largest, float(image.square().sum()))
+        (v,) = torch.func.vjp(problem.outputs_at, moved)[1](image)
+    return 1.0 / (problem.cost.smoothness * largest) if largest > 0.0 else 1.0
+
+
+def walk(problem: Problem, step: float, most: int, budget: int, watch: Watch, first: int = 0) -> PathCertificate:
+    """Steps of gradient descent on the problem's own weights, until a ball closes or it is clear that none will.
+
+    No ball is looked for before the step ``first``.
+    """
+    start = {name: p.detach().clone() for name, p in problem.parameters.items()}
+    least, losses = problem.loss_at_least, [problem.initial_loss]
+    length = reach = end = 0.0
+    looked, wanted, reason = 0, math.inf, ""
+    arrival = None
+    while True:
+        excess = losses[-1] - problem.cost.infimum
+        if (excess <= wanted and len(losses) > first) or len(losses) > most:
+            looked += 1
+            here = problem_of(problem.model, problem.inputs, problem.targets, _cost(problem), where=WHERE)
+            arrival = prove(here, budget, _after(watch, len(losses) - 1), step)
+            reason = "" if arrival.descent is not None else _hopeless(arrival, looked)
+            wanted = excess * _share(arrival)
+            if arrival.descent is not None or reason:
+                break
+        if len(losses) > most:
+            reason = f"after {most} steps the loss is {losses[-1]:.4g}, and no ball closes there yet. Allow more steps."
+            break
+        watch("steps of gradient descent", len(losses) - 1, most)
+        before, size = least, _move(problem, step)
+        if not math.isfinite(size):
+            least, now = math.inf, math.inf
+        else:
+            least, now = _loss_here(problem)
+        if not now < before:
+            reason = _no_fall(len(losses), losses[-1], before, least, now)
+            too_long = least > losses[-1]
+            return PathCertificate(
+                step, tuple(losses), length, reach, end, arrival, problem.fingerprint, reason, too_long
+            )
+        losses.append(now)
+        length = up(length + size * LENGTHS)
+        end = (
+            math.sqrt(sum(float((p.detach() - start[n]).square().sum()) for n, p in problem.parameters.items()))
+            * LENGTHS
+        )
+        reach = max(reach, end)
+    too_long = any(row.name == SHORT and not row.holds for row in arrival.hypotheses)
+    return PathCertificate(step, tuple(losses), length, reach, end, arrival, problem.fingerprint, reason, too_long)
+
+
+def _cost(problem: Problem) -> str | Cost:
+    return problem.loss if problem.loss in ("mse", "cross_entropy") else problem.cost
+
+
+def _after(watch: Watch, steps: int) -> Callable[[str, int, int], None]:
+    return lambda what, done, total: watch(f"{what}, after {steps} steps", done, total)
+
+
+def _move(problem: Problem, step: float) -> float:
+    """One step of torch.optim.SGD; how far it went."""
+    gradient, square = gradient_of(problem), 0.0
+    with torch.no_grad():
+        for name, p in problem.parameters.items():
+            p.add_(gradient[name], alpha=-step)
+            square += float(gradient[name].square().sum())
+    return step * math.sqrt(square)
+
+
+def _loss_here(problem: Problem) -> tuple[float, float]:
+    with torch.no_grad():
+        outputs = problem.model(problem.inputs)
+    if not bool(torch.isfinite(outputs).all()):
+        return math.inf, math.inf
+    return loss_between(WHERE, problem.cost, outputs, problem.targets)
+
+
+def _hopeless(arrival: Certificate, looked: int) -> str:
+    """Why no later weights will have a ball either; "" where they may."""
+    missing = [
+        r for r in arrival.hypotheses if not r.holds and r.grade in ("measured", "ball") and r.name not in (HELD, SHORT)
+    ]
+    if missing:
+        return "no ball can close, wherever the path goes; the rows say why."
+    return f"no ball closed at {looked} places of the path." if looked >= BALLS else ""
+
+
+def _share(arrival: Certificate) -> float:
+    """How much lower the excess must be for a ball, where the constants stay: what the path needs falls with its root."""
+    least, most = NEXT_BALL
+    for row in arrival.hypotheses:
+        if row.name == HELD and row.bound and row.value:
+            return min(most, max(least, 0.8 * (row.value / row.bound) ** 2))
+    return 0.1
+
+
+def _no_fall(step: int, before: float, least_before: float, least: float, now: float) -> str:
+    if least > before:
+        return f"step {step} raised the loss from {before:.6g} to {now:.6g}. Take a shorter step."
+    return (
+        f"after {step - 1} steps the loss is {before:.4g}, and float64 no longer proves its fall (between {least:.17g} and "
+        f"{now:.17g} after the next, at least {least_before:.17g} before). No ball closed until then."
+    )

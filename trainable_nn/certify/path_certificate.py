@@ -1,0 +1,119 @@
+"""What was proved of a constant step along a path, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..theory.rounding import up
+from .certificate import Certificate, Fingerprint
+from .words import NOT_COVERED
+
+
+@dataclass(frozen=True)
+class PathCertificate:
+    """A constant step of gradient descent: T steps that were run, and what is proved from there; see ``certify_path``.
+
+    ``losses``: an upper bound of the loss at each of theta_0, ..., theta_T, falling. ``path_length`` bounds the sum of
+    the T steps' lengths, ``distance`` the farthest of these weights from theta_0, ``end`` the last. ``arrival`` is the
+    certificate at theta_T of gradient descent with the step ``tried``, or the last one that was looked for.
+    ``fingerprint`` is of theta_0. ``reason`` says why nothing is proved, "" where the proof is complete; ``too_long``
+    that it is for the step's length.
+    """
+
+    tried: float
+    losses: tuple[float, ...]
+    path_length: float
+    distance: float
+    end: float
+    arrival: Certificate
+    fingerprint: Fingerprint
+    reason: str = ""
+    too_long: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.reason == "" and self.arrival.descent is not None
+
+    @property
+    def grade(self) -> str:
+        """ "ball" where the proof is complete, else at most "measured"."""
+        if self.holds:
+            return "ball"
+        return "none" if self.arrival.grade == "none" else "measured"
+
+    @property
+    def steps(self) -> int:
+        """T, the steps that were run."""
+        return len(self.losses) - 1
+
+    @property
+    def step_size(self) -> float | None:
+        return self.tried if self.holds else None
+
+    @property
+    def rate(self) -> float | None:
+        """q with loss_{T+t} - infimum <= q^t (loss_T - infimum); as in ``Certificate``."""
+        return self.arrival.rate if self.holds else None
+
+    @property
+    def radius(self) -> float | None:
+        """No weights of the path, to its end at the minimum, are farther from theta_0."""
+        return max(self.distance, up(self.end + self.arrival.radius)) if self.holds else None
+
+    @property
+    def lambda_lower(self) -> float:
+        """A lower bound of lambda_min(DF DF^T) on the ball around theta_T."""
+        return self.arrival.lambda_lower
+
+    @property
+    def infimum(self) -> float:
+        return self.arrival.infimum
+
+    def predicted_loss(self, step: int) -> float | None:
+        """An upper bound of the loss after so many steps; None where nothing is proved."""
+        if not self.holds:
+            return None
+        return self.losses[step] if step <= self.steps else self.arrival.predicted_loss(step - self.steps)
+
+    def steps_to(self, loss: float) -> int | None:
+        """Steps after which the loss is proved to be at most ``loss``; None where that is not proved."""
+        if not self.holds:
+            return None
+        reached = next((t for t, bound in enumerate(self.losses) if bound <= loss), None)
+        if reached is not None:
+            return reached
+        more = self.arrival.steps_to(loss)
+        return None if more is None else self.steps + more
+
+    def loss_curve(self, steps: Sequence[int]) -> list[float | None]:
+        """``predicted_loss`` at each of the steps."""
+        return [self.predicted_loss(step) for step in steps]
+
+    def explain(self) -> str:
+        """The certificate in words: what was run, what is proved, or why nothing is."""
+        ran = (
+            f"{self.steps} steps of {self.tried:.4g} were run in float64; the loss fell at each, from {self.losses[0]:.6g} to "
+            f"{self.losses[-1]:.4g}, on a path of length {self.path_length:.4g}."
+        )
+        if not self.holds:
+            rows = [str(row) for row in self.arrival.failing if row.grade != "global"]
+            return "\n".join([f"Grade {self.grade}: no constant step is proved, since {self.reason}", ran, *rows])
+        there = self.arrival.descent
+        if self.rate is not None:
+            tail = f"each further step multiplies the loss by at most 1 - {there.gain:.4g}."
+        else:
+            tail = f"each further step adds at least {there.gain:.4g} to 1 / loss, down to {self.arrival.goal:.4g}."
+        ball = (
+            f"There lambda_min(DF DF^T) >= {self.lambda_lower:.4g} within {there.radius:.4g}, eta L is at most "
+            f"{there.share:.4g} where 2 is allowed, and {tail}"
+        )
+        grade = f"Grade ball: gradient descent with a constant step reaches a ball that it never leaves, and {self._end()}."
+        far = f"No weights of the path are farther than {self.radius:.4g} from those at its start."
+        return f"{grade}\n{ran}\n{ball}\n{far}\n{NOT_COVERED}"
+
+    def _end(self) -> str:
+        return "converges there to a global minimum" if self.rate is not None else "its loss falls on there"
+
+    def __str__(self) -> str:
+        return self.explain()

@@ -7,6 +7,7 @@ leak), and a larger one on a ball, where \|w_ij\| grows by at most its radius.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -17,8 +18,10 @@ from torch import nn
 from ..errors import TrainableNNError
 from ..theory import samples
 from ..theory.pl import sigma_from_layers
-from ..theory.rounding import down, up
+from ..theory.rounding import down
 from .certificate import Hypothesis
+from .first_sigma import MOST_WORK, FirstSigma, slopes_at_least
+from .held import with_held_weights
 from .problem import Problem
 from .regularity import first_layer, residual_structure
 from .remedies import KEEPS, LEMMA_A8
@@ -26,6 +29,7 @@ from .remedies import KEEPS, LEMMA_A8
 FIRST = "a first layer whose weights move every sample"
 SLOPE = "a slope of the first layer's P with a lower bound everywhere"
 INDEPENDENT = "linearly independent samples"
+BY_UNITS = "the first layer's units one by one"
 THEOREM_47 = "paper A, Theorem 4.7, hypothesis 2"
 
 
@@ -35,29 +39,26 @@ class Layers:
 
     rows: tuple[Hypothesis, ...]
     transport: float  # lower bound of prod (sigma(I_l) - ||J g_l||) everywhere, 0 where one factor has none
-    first: object | None = None
-    data: np.ndarray | None = None
+    first: FirstSigma | None = None
 
     def sigma_at_least(self, radius: float) -> float:
         """A lower bound of sigma_min(DF) on the ball of this radius around the present weights; infinity: everywhere."""
-        if self.first is None or self.data is None or self.transport <= 0.0:
+        if self.first is None or self.transport <= 0.0:
             return 0.0
-        slopes = slopes_at_least(self.first, radius)
-        gram = samples.weighted_gram_at_least(self.data, slopes, bias=bool(self.first.bias))
-        return down(math.sqrt(max(gram, 0.0)) * self.transport, 3)
+        return down(math.sqrt(self.first.squared_at_least(radius)) * self.transport, 3)
 
 
 def layers_of(problem: Problem) -> Layers:
     """Read the network's structure; what cannot be read is a failing row, never an exception."""
     rows, steps = _steps(problem)
     transport = sigma_from_layers(1.0, steps) if steps is not None else 0.0
-    first, data, more = _first(problem)
-    return Layers(tuple(more + rows), transport, first, data)
+    first, more = _first(problem)
+    return Layers(tuple(more + rows), transport, first)
 
 
 def _steps(problem: Problem) -> tuple[list[Hypothesis], list[tuple[float, float]] | None]:
     try:
-        found = residual_structure(problem.model, problem.inputs)
+        found = residual_structure(problem.model, problem.inputs[:2])  # of shapes and weights alone
     except (TrainableNNError, ValueError, TypeError, NotImplementedError) as error:
         return [_row(KEEPS, LEMMA_A8, path_in(error, problem.model), False, remedy=sentence(error))], None
     rows = []
@@ -72,15 +73,15 @@ def _steps(problem: Problem) -> tuple[list[Hypothesis], list[tuple[float, float]
     return rows, [(step.sigma, step.rho) for step in found]
 
 
-def _first(problem: Problem) -> tuple[object | None, np.ndarray | None, list[Hypothesis]]:
+def _first(problem: Problem) -> tuple[FirstSigma | None, list[Hypothesis]]:
     try:
         first = first_layer(problem.model)
         x = input_of(problem, first.path)
     except (TrainableNNError, ValueError, TypeError, NotImplementedError) as error:
-        return None, None, [_row(FIRST, THEOREM_47, path_in(error, problem.model), False, remedy=sentence(error))]
+        return None, [_row(FIRST, THEOREM_47, path_in(error, problem.model), False, remedy=sentence(error))]
     if x is None or not problem.model.get_parameter(f"{first.path}.weight".lstrip(".")).requires_grad:
         remedy = "Its weights must be trained, and it must see one vector a sample: flatten before it."
-        return None, None, [_row(FIRST, THEOREM_47, first.path, False, remedy=remedy)]
+        return None, [_row(FIRST, THEOREM_47, first.path, False, remedy=remedy)]
     independent = samples.independence(x, bias=bool(first.bias), roundoff=problem.data_roundoff)
     n, d = x.shape
     most = d + bool(first.bias)
@@ -93,11 +94,25 @@ def _first(problem: Problem) -> tuple[object | None, np.ndarray | None, list[Hyp
         ),
         _slope_row(first),
     ]  # fmt: skip
-    return first, x if independent.holds else None, rows
+    if not independent.holds:
+        return None, rows
+    sigma = FirstSigma(first, x)
+    if not sigma.is_by_units:
+        rows.append(_units_row(sigma))
+    return sigma, rows
+
+
+def _units_row(sigma: FirstSigma) -> Hypothesis:
+    remedy = (
+        f"A Gram matrix of the samples for each of the {len(sigma.first.weight)} units takes {sigma.work:.2g} multiplications at "
+        f"each radius, and at most {MOST_WORK:.2g} are spent. One Gram matrix with the least slope of each column stands for "
+        f"all units: a lower bound still, and a smaller one. Fewer samples or a narrower first layer are seen unit by unit."
+    )
+    return Hypothesis(BY_UNITS, "THEORY 4b", sigma.first.path, False, sigma.work, MOST_WORK, remedy=remedy, grade="")
 
 
 def _slope_row(first) -> Hypothesis:
-    everywhere = float(np.min(slopes_at_least(first, math.inf)))
+    everywhere = float(np.min(slopes_at_least(first, math.inf, np.zeros((1, 1)))))
     remedy = (
         f"P is {first.kind}-normalised, so its slope falls to 0 as the weights grow, and descent can stall there (II.1.7 item "
         f"2). Use EntryNormLinear(leak > 0), whose slope is at least the leak; without it a ball may still close."
@@ -106,41 +121,38 @@ def _slope_row(first) -> Hypothesis:
     return _row(SLOPE, source, first.path, everywhere > 0, value=everywhere, bound=0.0, remedy=remedy)
 
 
-def slopes_at_least(first, radius: float) -> np.ndarray:
-    """Lower bounds of P' within the radius: (units, d0) for entries, (units, 1) for rows; (1, 1) everywhere.
-
-    Entries: gain eps (eps + w^2)^(-3/2) + leak. Rows: gain eps (eps + |w_i|^2)^(-3/2), radial (paper A, (30)).
-    """
-    if first.kind == "identity":
-        return np.ones((1, 1))
-    if first.kind not in ("entry", "weight"):
-        return np.zeros((1, 1))
-    leak = float(first.leak or 0.0)
-    if math.isinf(radius):
-        return np.full((1, 1), leak)
-    w = np.abs(torch.as_tensor(first.weight).detach().to(torch.float64).numpy())
-    if first.kind == "weight":
-        largest = w.max(axis=1, keepdims=True)
-        scaled = np.divide(w, largest, out=np.zeros_like(w), where=largest > 0)
-        w = largest * np.sqrt(np.square(scaled).sum(axis=1, keepdims=True)) * (1 + 2.0**-40)
-    t = (w + up(radius)) / math.sqrt(first.eps)
-    slopes = first.gain / math.sqrt(first.eps) * (1.0 / np.hypot(1.0, t)) ** 3
-    return slopes * (1 - 2.0**-40) + leak * (1 - 2.0**-52)
-
-
 def input_of(problem: Problem, path: str) -> np.ndarray | None:
     """What the layer at ``path`` sees, as (N, d); None where it runs more than once or on no matrix of samples."""
+    calls = _inputs_of(problem, path, problem.inputs[:2])  # all samples only where they come as vectors, and once
+    if len(calls) != 1 or calls[0].dim() != 2 or len(calls[0]) != len(problem.inputs[:2]):
+        return None
+    calls = _inputs_of(problem, path, problem.inputs, stop=True)
+    return calls[0].numpy() if len(calls[0]) == len(problem.inputs) else None
+
+
+class _Stop(Exception):
+    """The layer was reached, and nothing after it is wanted."""
+
+
+def _inputs_of(problem: Problem, path: str, inputs: torch.Tensor, *, stop: bool = False) -> list[torch.Tensor]:
     seen = []
     module: nn.Module = problem.model.get_submodule(path)
-    handle = module.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+
+    def look(module, arguments) -> None:
+        seen.append(arguments[0])
+        if stop:
+            raise _Stop
+
+    handle = module.register_forward_pre_hook(look)
+    buffers = {name: b.clone() for name, b in problem.model.named_buffers()}
     try:
-        with torch.no_grad():
-            problem.model(problem.inputs)
+        with torch.no_grad(), with_held_weights(problem.model), contextlib.suppress(_Stop):
+            problem.model(inputs)
     finally:
         handle.remove()
-    if len(seen) != 1 or seen[0].dim() != 2 or len(seen[0]) != len(problem.inputs):
-        return None
-    return seen[0].numpy()
+        for name, b in problem.model.named_buffers():
+            b.copy_(buffers[name])
+    return seen
 
 
 def _row(name: str, source: str, path: str, holds: bool, **rest) -> Hypothesis:

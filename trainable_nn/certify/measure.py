@@ -8,7 +8,7 @@ layer this is the Gram matrix of its features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,9 @@ from torch import Tensor
 from ..linop import ntk
 from ..theory.rounding import ROUNDOFF, down, up
 from ..theory.samples import SVD_CONSTANT
+from .held import with_held_weights
 from .problem import Problem
+from .seen import Seen, backward_work, samples_meet, see
 
 BUDGET = 2**30  # bytes of the matrices that may exist at once
 WORK_PER_BYTE = 300  # multiplications allowed for each byte of the budget: some 20 seconds on one core
@@ -26,6 +28,7 @@ WORK_OF_NTK = 8  # times as much: the layerwise kernel needs far fewer products 
 KERNEL_SHARE = 4
 CHUNK_BYTES = 2**26
 DENSE_ENTRIES = 2**24  # of a Jacobian; a larger one is not formed where the kernel has a rule
+MOST_SVD = 2e10  # rows^2 columns up to which a small singular value is looked for again, by the values themselves
 Watch = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
@@ -46,14 +49,16 @@ def jacobian_extremes(problem: Problem, budget: int, watch: Watch) -> Extremes:
     """Bounds of the extreme singular values of DF(theta_0), all parameters where the budget allows, else the last ones.
 
     Cost:
-        At most ``budget`` bytes and WORK_PER_BYTE * budget multiplications.
+        At most ``budget`` bytes and WORK_PER_BYTE * budget multiplications, those of the backward passes included.
     """
+    layers = see(problem.model, problem.inputs)
     outputs, parameters = problem.outputs.numel(), problem.parameters
     total = sum(p.numel() for p in parameters.values())
     if total < outputs:
         return Extremes(0.0, None, f"{total} parameters cannot move {outputs} outputs", total)
-    chosen = _affordable(parameters, outputs, budget)
-    if len(chosen) < len(parameters) and _kernel_affordable(total, outputs, budget):
+    chosen = _affordable(problem, layers, budget)
+    work = _kernel_work(problem, layers)
+    if len(chosen) < len(parameters) and 24 * outputs**2 <= budget and work <= WORK_OF_NTK * WORK_PER_BYTE * budget:
         gram = _kernel(problem, list(parameters), budget, watch)
         if gram is not None:
             return Extremes(*extremes_of_gram(gram, total), "exact tangent kernel of all parameters", total)
@@ -61,7 +66,7 @@ def jacobian_extremes(problem: Problem, budget: int, watch: Watch) -> Extremes:
     if count < outputs:
         found = f"the last {count} parameters" if count else "no parameters"
         return Extremes(0.0, None, f"no Jacobian of {outputs} outputs fits the budget, only {found}", count)
-    smallest, largest, refused = _extremes(problem, chosen, count, budget, watch)
+    smallest, largest, refused = _extremes(problem, chosen, count, budget, work, watch)
     if refused:
         return Extremes(0.0, None, f"Jacobian, which torch.func does not give ({refused})", count)
     if len(chosen) == len(parameters):
@@ -70,9 +75,11 @@ def jacobian_extremes(problem: Problem, budget: int, watch: Watch) -> Extremes:
     return Extremes(smallest, None, f"Gram matrix of the last {count} of {total} parameters ({named})", count)
 
 
-def _extremes(problem: Problem, names: list[str], count: int, budget: int, watch: Watch) -> tuple[float, float, str]:
+def _extremes(
+    problem: Problem, names: list[str], count: int, budget: int, work: float, watch: Watch
+) -> tuple[float, float, str]:
     """From a dense Jacobian where it is small, else from the kernel; with the reason where neither can be had."""
-    if problem.outputs.numel() * count > DENSE_ENTRIES:
+    if problem.outputs.numel() * count > DENSE_ENTRIES and work <= WORK_PER_BYTE * budget:
         gram = _kernel(problem, names, budget, watch)
         if gram is not None:
             return *extremes_of_gram(gram, count), ""
@@ -82,19 +89,25 @@ def _extremes(problem: Problem, names: list[str], count: int, budget: int, watch
         return 0.0, math.inf, " ".join(str(error).split())[:200]
 
 
-def _affordable(parameters: dict[str, Tensor], outputs: int, budget: int) -> list[str]:
-    """All parameters, or as many of the last ones as the budget allows."""
+def _affordable(problem: Problem, layers: Sequence[Seen], budget: int) -> list[str]:
+    """All parameters, or as many of the last ones as the budget allows: bytes of the Jacobian, its rows and their products."""
+    outputs, samples, parameters = problem.outputs.numel(), len(problem.inputs), problem.parameters
     chosen, count = [], 0
     for name in reversed(parameters):
         count += parameters[name].numel()
-        if 8 * outputs * (count + 2 * outputs) > budget or outputs * outputs * count > WORK_PER_BYTE * budget:
+        work = outputs * outputs * count + outputs * samples * backward_work(layers, [*chosen, name])
+        if 8 * outputs * (count + 2 * outputs) > budget or work > WORK_PER_BYTE * budget:
             break
         chosen.append(name)
     return chosen[::-1]
 
 
-def _kernel_affordable(parameters: int, outputs: int, budget: int) -> bool:
-    return 24 * outputs**2 <= budget and outputs**2 * parameters <= WORK_OF_NTK * WORK_PER_BYTE * budget
+def _kernel_work(problem: Problem, layers: Sequence[Seen]) -> float:
+    """Multiplications of the layerwise kernel: its products, and a pass for each output; for each row where samples meet."""
+    outputs, samples = problem.outputs.numel(), len(problem.inputs)
+    passes = outputs if samples_meet(layers) else outputs / samples
+    count = sum(p.numel() for p in problem.parameters.values())
+    return float(outputs) ** 2 * count + passes * samples * backward_work(layers, problem.parameters)
 
 
 def _kernel(problem: Problem, names: list[str], budget: int, watch: Watch) -> Tensor | None:
@@ -121,7 +134,8 @@ def dense_jacobian(problem: Problem, names: list[str], watch: Watch) -> Tensor:
     def network(values: dict[str, Tensor]) -> Tensor:
         return problem.outputs_at({**others, **values}).flatten()
 
-    outputs, pull = torch.func.vjp(network, chosen)
+    with with_held_weights(problem.model, moving=tuple(names)):
+        outputs, pull = torch.func.vjp(network, chosen)
     rows, width = outputs.numel(), sum(p.numel() for p in chosen.values())
     step = max(1, CHUNK_BYTES // (8 * max(width, problem.inputs.numel())))
     matrix = torch.empty(rows, width, dtype=torch.float64)
@@ -131,7 +145,7 @@ def dense_jacobian(problem: Problem, names: list[str], watch: Watch) -> Tensor:
         basis = torch.zeros(stop - start, rows, dtype=torch.float64)
         basis[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
         (gradients,) = torch.func.vmap(pull)(basis)
-        matrix[start:stop] = torch.cat([gradients[name].reshape(stop - start, -1) for name in names], 1)
+        matrix[start:stop] = torch.cat([gradients[name].reshape(stop - start, -1) for name in names], 1).detach()
     watch("Jacobian", rows, rows)
     return matrix
 
@@ -149,7 +163,7 @@ def extremes_of(jacobian: Tensor) -> tuple[float, float]:
     frobenius = float(torch.linalg.vector_norm(jacobian)) * (1 + 1e-12)
     own = SVD_CONSTANT * max(rows, columns) * ROUNDOFF * frobenius
     smallest, largest = extremes_of_gram(jacobian @ jacobian.T, columns)
-    if smallest < 1e-6 * largest:  # half of the digits are gone in the Gram matrix
+    if smallest < 1e-6 * largest and rows * rows * columns <= MOST_SVD:  # half of the digits are gone in the Gram matrix
         singular = np.linalg.svd(jacobian.numpy(), compute_uv=False)
         smallest = max(smallest, float(singular[-1]) - own)
     return down(max(smallest - own, 0.0), 4), up(largest + own, 4)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import CertificateError
 from ..theory.costs import Cost, cost_for
 from .certificate import Fingerprint
+from .held import with_held_weights
 
 ROUNDING = 2.0**-44  # of outputs and loss: 512 times float64's, for the depth and width of the network
 
@@ -68,7 +69,7 @@ def problem_of(
         with torch.random.fork_rng(devices=[]):
             twin = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
             x = inputs.detach().to("cpu", torch.float64)
-            with torch.no_grad():
+            with torch.no_grad(), with_held_weights(twin):
                 outputs = twin(x)
     except Exception as error:  # the user's forward raises what it likes
         raise CertificateError(

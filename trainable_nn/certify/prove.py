@@ -13,10 +13,12 @@ from ..theory.pl import Descent
 from ..theory.rounding import down
 from .ball import BOUNDED_DERIVATIVES, ball_rows, descent_on_ball
 from .certificate import GRADES, Certificate, Hypothesis
+from .held import weights_held, with_held_weights
 from .layers import layers_of
 from .measure import BUDGET, Extremes, Watch, jacobian_extremes
 from .problem import Problem, problem_of
-from .remedies import FUNCTION, SMOOTH, complaints, see
+from .remedies import FUNCTION, SMOOTH, complaints
+from .seen import see
 
 
 def certify(
@@ -60,9 +62,8 @@ def certify(
     watch = progress or (lambda what, done, total: None)
     budget = BUDGET if budget is None else int(budget)
     watch("reading the network", 0, 1)
-    problem = problem_of(model, inputs, targets, loss)
-    with torch.random.fork_rng(devices=[]):
-        return prove(problem, budget, watch)
+    with torch.random.fork_rng(devices=[]), weights_held():
+        return prove(problem_of(model, inputs, targets, loss), budget, watch)
 
 
 def prove(problem: Problem, budget: int, watch: Watch, step: float | None = None) -> Certificate:
@@ -157,7 +158,7 @@ def _function_rows(problem: Problem, blame: list[Hypothesis]) -> list[Hypothesis
     draws = [row for row in blame if row.name == FUNCTION]
     if draws:
         return draws
-    with torch.no_grad():
+    with torch.no_grad(), with_held_weights(problem.model):
         few = problem.inputs[:2]
         try:
             same = torch.equal(problem.model(few), problem.model(few))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..modules.normalised import EntryNormalised, WeightNormalised
 from .certificate import Hypothesis
+from .seen import Seen
 
 SMOOTH = "smooth activations"
 KEEPS = "every step keeps its input apart"
@@ -27,52 +27,6 @@ RULE_LESS = "a layer with known constants"
 
 LEMMA_A8 = "paper A, Lemma A.8 and Theorem 4.7, hypothesis 1"
 THEOREM_45 = "paper A, Theorem 4.5"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One layer with the shapes of one sample before and after it, and how often it runs."""
-
-    path: str
-    module: nn.Module
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    calls: int
-
-    @property
-    def width(self) -> str:
-        return f"{math.prod(self.before)} -> {math.prod(self.after)} numbers a sample"
-
-
-def see(model: nn.Module, inputs: Tensor) -> list[Seen]:
-    """Every layer without children that runs, in the order of its first run, on at most two samples."""
-    seen: dict[str, Seen] = {}
-    handles = []
-
-    def watch(path: str) -> Callable:
-        def hook(module, arguments, output) -> None:
-            first = next((a for a in arguments if isinstance(a, Tensor)), None)
-            if first is None or not isinstance(output, Tensor):
-                return
-            calls = seen[path].calls + 1 if path in seen else 1
-            seen[path] = Seen(path, module, tuple(first.shape[1:]), tuple(output.shape[1:]), calls)
-
-        return hook
-
-    leaves = [(path, m) for path, m in model.named_modules() if not any(m.children())]
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    try:
-        handles += [module.register_forward_hook(watch(path)) for path, module in leaves]
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(inputs[: min(2, len(inputs))])
-    except Exception:  # noqa: BLE001, two samples may be too few for a layer; what ran is known
-        return list(seen.values())
-    finally:
-        for handle in handles:
-            handle.remove()
-        for name, b in model.named_buffers():
-            b.copy_(buffers[name])
-    return list(seen.values())
 
 
 def complaints(layers: Iterable[Seen]) -> list[Hypothesis]:

@@ -22,13 +22,13 @@ from ...theory.convolution import geometry_factor
 from ...theory.parameterisation_balls import IdentityConstants, curvatures_on_ball, slopes_on_ball, steepest_entries
 from ...theory.parameterisations import EntryNormConstants
 from ...theory.schatten import SchattenNormConstants
+from ..held import acting_weight
 from .patches import applied, patch_norms
 from .states import Backward, Ball, Effect, Local, State, Tangents
 from .steps import Step, U
 from .twin import doubled, matrix_of
 
 BLOCK = 2**22  # entries of a weight at a time; a larger one is read in its own dtype
-ACTING = "acting"  # (ACTING, path) among what is known: P(w) in float64, where it was computed before
 
 
 class Affine(Step):
@@ -42,10 +42,9 @@ class Affine(Step):
         self.shape, self._norms = tuple(shape), {} if known is None else known
         self.module = twin = doubled(module)
         self.options = module.constants() if hasattr(module, "constants") else IdentityConstants()
-        weight = self._norms.get((ACTING, path))
-        if weight is None:
-            weight = twin.effective_weight() if hasattr(twin, "effective_weight") else twin.weight
-        self.weight, self.bias = weight.detach(), None if twin.bias is None else twin.bias.detach()
+        is_twin = module.weight.dtype == torch.float64 and module.weight.device.type == "cpu"
+        self.weight = acting_weight(module if is_twin else twin)
+        self.bias = None if twin.bias is None else twin.bias.detach()
         in_place = module.weight.numel() > BLOCK and module.weight.dtype == torch.float32
         self.free = matrix_of(module.weight if in_place else twin.weight).cpu().numpy()
         del twin.__dict__["_parameters"]["weight"]

@@ -90,14 +90,11 @@ class PreparedNetwork:
     The model and the inputs must not change in between. Large batches are taken in pieces, whose bounds are joined by
     the root of the sum of their squares; where a step mixes the samples the batch stays whole. A network so wide that no
     Jacobian of a stretch of it is kept gives up its values after the first radius: what further radii ask was measured.
-    known: what ``graph_of`` has kept of the same weights. watch(pieces done, of how many) is called during the first radius.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: Tensor, *, rules: Mapping[type, Rule] | None = None, known: dict | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: Tensor, *, rules: Mapping[type, Rule] | None = None) -> None:
         self.model, self.inputs, self.rules = model, inputs, RULES if rules is None else rules
-        self._known: dict = {} if known is None else known  # norms of weights, and weights that act
+        self._known: dict = {}  # steps of layers and norms of their weights
         probe = graph_of(model, inputs[: min(2, len(inputs))], self.rules, self._known)
         check_inputs(model, inputs)
         self.mixes_samples = any(node.step.mixes_samples for node in probe.nodes)
@@ -110,7 +107,7 @@ class PreparedNetwork:
     def on_ball(
         self, radius: float, *, centre_jacobian: float | None = None, watch: Callable[[int, int], None] | None = None
     ) -> NetworkRegularity:
-        """The bounds on the ball of this radius; see ``network_regularity``."""
+        """The bounds on the ball of this radius; see ``network_regularity``. watch: told the pieces done, of how many."""
         if not radius >= 0:
             raise ValueError(
                 f"network_regularity: the radius must be a number of at least 0 or infinity, got {radius}. Give one."

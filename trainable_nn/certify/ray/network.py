@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ... import functional
 from ...errors import UnboundedError
 from ..regularity.affine import Affine
 from ..regularity.elementwise import Elementwise
@@ -22,8 +21,6 @@ from ..regularity.rules import RULES
 from ..regularity.steps import FixedLinear, Input, Step, Sum
 from .taylor import Taylor, composed, composed_to_second, constant, product
 from .weights import order_of, weight_along
-
-SIGNED = (functional.orthogonal_downsample2d,)  # fixed linear maps with entries of both signs; all others have none
 
 
 class Ray:
@@ -115,8 +112,9 @@ def apply_weight(step: Affine, weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _both(step: FixedLinear):
+    """The map and the one with |A| in the place of A; a map without a kernel of its own has no entry below 0."""
     function = step.function
-    if isinstance(function, partial) and function.func in SIGNED:
+    if isinstance(function, partial) and "kernel" in function.keywords:
         return function, partial(function.func, kernel=function.keywords["kernel"].abs())
     return function, function
 

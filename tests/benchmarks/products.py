@@ -9,9 +9,14 @@ For the 20 convolutions of the CIFAR ResNet-18 (11 shapes), float32, kernel P(w)
 
 beside ``torch.func.jvp`` and ``torch.func.vjp`` of the layer and the products written by hand with torch's own
 operations. One forward convolution is ``conv2d(x, P)`` with the normalised kernel ready. Times are CPU seconds of the
-process, every variant once in each round; the ratio is that of the sums over the convolutions, the median over rounds.
+process, every variant once in each round; the ratio is that of the sums over the convolutions, the median over rounds,
+with the quartiles beside it.
 
-    python tests/benchmarks/products.py [--rounds 15] [--batch 8] [--norm weight|entry] [--shapes]
+A block of HEAP bytes is freed before anything is measured: glibc then keeps freed memory for the next call. In a process
+that has freed nothing larger than one output it returns the top of the heap again and again, and the page faults of
+fresh outputs take up to half of a convolution's time, by chance more in one variant than in another (--cold shows it).
+
+    python tests/benchmarks/products.py [--rounds 15] [--batch 8] [--norm weight|entry] [--shapes] [--cold]
 """
 
 import argparse
@@ -29,6 +34,7 @@ from trainable_nn.modules import EntryNormConv2d, WeightNormConv2d
 from trainable_nn.ops import native
 
 LAYERS = {"weight": WeightNormConv2d, "entry": EntryNormConv2d}
+HEAP = 31 * 2**20  # the largest that moves glibc's threshold is below 32 MiB
 Variants = dict[str, Callable[[], object]]
 
 
@@ -114,7 +120,10 @@ def main() -> None:
     parser.add_argument("--norm", choices=LAYERS, default="weight")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shapes", action="store_true", help="the ratios of each shape, too")
+    parser.add_argument("--cold", action="store_true", help="leave the heap as a fresh process has it")
     arguments = parser.parse_args()
+    if not arguments.cold:
+        torch.empty(HEAP, dtype=torch.uint8)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(native.report())
@@ -125,11 +134,12 @@ def main() -> None:
             old = sums.get(name, [0.0] * len(times))
             sums[name] = [a + count * b for a, b in zip(old, times)]
         if arguments.shapes:
-            print(count, shape, size, *(f"{name} {ratio(seconds, name):.2f};" for name in seconds))
+            print(count, shape, size, *(f"{name} {ratio(seconds, name):.2f};" for name in seconds), flush=True)
     print(f"\none convolution over all layers, batch {arguments.batch}: {1e3 * min(sums['conv']):.1f} ms CPU")
     print(f"{arguments.norm} normalisation, multiples of it:")
     for name in sums:
-        print(f"  {name:28s} {ratio(sums, name):6.2f}")
+        low, _, high = statistics.quantiles(a / b for a, b in zip(sums[name], sums["conv"]))
+        print(f"  {name:28s} {ratio(sums, name):6.2f}  ({low:.2f}-{high:.2f})")
 
 
 def ratio(seconds: dict[str, list[float]], name: str) -> float:

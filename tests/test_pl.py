@@ -16,6 +16,7 @@ from trainable_nn.theory.pl import (
     Sigma,
     a_posteriori,
     descend,
+    descend_with,
     loss_smoothness,
     sigma_from_layers,
 )
@@ -100,6 +101,53 @@ def test_most_generated_balls_close_and_some_do_not():
     flat = [descent_of(Quadratic(seed, 3, 12, 0.002), cost, zero) for seed in range(10)]
     curved = [descent_of(Quadratic(seed, 3, 12, 3.0), cost, zero) for seed in range(10)]
     assert all(isinstance(d, Descent) for d in flat) and all(isinstance(d, Gap) for d in curved)
+
+
+def with_step(problem, outputs, factor) -> Descent | Gap:
+    """The step ``factor`` * 2 / (L at the start)."""
+    cost = mse(outputs)
+    excess = float(cost.value(problem(torch.zeros(12, dtype=torch.float64)), problem.target)) * (1 + 1e-12)
+    step = factor * 2.0 / loss_smoothness(cost, excess, *problem.constants(0.0))
+    return descend_with(step, cost, excess, problem.sigma, 0.0, problem.constants)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.integers(1, 4), st.floats(0.0, 0.004), st.floats(0.02, 0.98))
+def test_a_given_step_keeps_the_rate_and_the_radius_that_are_proved_of_it(seed, outputs, curvature, factor):
+    problem = Quadratic(seed, outputs, 12, curvature)
+    descent = with_step(problem, outputs, factor)
+    if isinstance(descent, Gap):
+        assert descent.share >= 2 or descent.reached < descent.needed
+        return
+    assert 0 < descent.share < 2 and descent.step_size * descent.smoothness <= descent.share * (1 + 1e-12)
+    losses, distances = run(problem, mse(outputs), descent, 60)
+    assert 0 < descent.rate < 1
+    for t, (loss, distance) in enumerate(zip(losses, distances)):
+        assert distance <= descent.radius * (1 + 1e-12)
+        assert loss <= losses[0] * descent.rate**t * (1 + 1e-9) + 1e-25
+
+
+@pytest.mark.parametrize("factor", [0.05, 0.5, 0.9])
+def test_a_given_step_closes_where_df_hardly_moves(factor):
+    for seed in range(5):
+        descent = with_step(Quadratic(seed, 3, 12, 1e-4), 3, factor)
+        assert isinstance(descent, Descent) and descent.share == pytest.approx(2 * factor, rel=0.05)
+
+
+def test_a_step_of_2_over_l_is_not_proved_and_does_not_fall():
+    """For a linear map L is the curvature itself: at 2 / L the residual along the top direction only turns its sign."""
+    half = Cost("half", lambda z, y: (z - y).square().sum() / 2, smoothness=1.0, pl=2.0)
+    ask = lambda step: descend_with(step, half, 8.0, 0.5, 0.0, lambda r: (3.0, 0.0))
+    assert isinstance(ask(0.99 * 2 / 9), Descent) and ask(0.99 * 2 / 9).step_size == 0.99 * 2 / 9
+    gap = ask(2 / 9)
+    assert isinstance(gap, Gap) and gap.share >= 2
+    for step, falls in ((0.99 * 2 / 9, True), (2 / 9, False)):
+        residual = torch.tensor([3.0, 0.0], dtype=torch.float64)
+        after = residual - step * torch.tensor([9.0, 0.25], dtype=torch.float64) * residual  # J J^T = diag(9, 1/4)
+        assert bool(after.norm() < residual.norm() * (1 - 1e-9)) == falls
+    for step in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="positive and finite"):
+            ask(step)
 
 
 def test_proposition_r_is_the_case_of_one_constant():

@@ -14,7 +14,7 @@ from . import (
     report,
     theory,
 )
-from .certify import Certificate, certify, verify
+from .certify import Certificate, PathCertificate, certify, certify_path, verify
 from .checkpoint import Checkpoint, load, save
 from .convert import Plan, Recipe, convert_model, fold, plan
 from .modules import (
@@ -68,6 +68,7 @@ __all__ = [
     "FlooredBatchNorm3d",
     "OrthogonalDownsample2d",
     "OrthogonalReadout",
+    "PathCertificate",
     "Plan",
     "Recipe",
     "SiLU1",
@@ -87,6 +88,7 @@ __all__ = [
     "WeightNormLinear",
     "__version__",
     "certify",
+    "certify_path",
     "checkpoint",
     "convert",
     "convert_model",

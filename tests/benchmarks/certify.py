@@ -2,10 +2,11 @@
 
 Largest stable step over certified step: stable is the largest constant step for which plain gradient descent never
 raises the loss in ``--steps`` iterations, by bisection, from the same weights; the certified one is the median over
-certified descent, or the certificate's constant step on its ball, at the start (leaky first layer, grade global) and
-where the ball closes first after certified descent (no leak, grade ball). lambda: measured over proved lower bound.
+certified descent, or the certificate's constant step: along its path from the start (``certify_path``), at the start
+(leaky first layer, grade global) and where the ball closes first after certified descent (no leak, grade ball). lambda:
+measured over proved lower bound; for a path where it ends.
 
-    python tests/benchmarks/certify.py [--blocks 4 8 16] [--steps 100] [--descent 60]
+    python tests/benchmarks/certify.py [--blocks 4 8 16] [--steps 100] [--descent 60] [--paths]
 """
 
 import argparse
@@ -73,6 +74,27 @@ def constant(name: str, net, x, y, steps: int) -> tuple[str, ...]:
     return (name, certificate.grade, f"{ratio:.3g}", f"{factor:.3g}", f"{certificate.radius:.3g}", f"{seconds:.1f}")
 
 
+def along_its_path(name: str, net, x, y, steps: int) -> tuple:
+    """The weights are moved to where the path ends, for the measured lambda there, and put back."""
+    start = time.process_time()
+    path = tnn.certify_path(net, x, y)
+    seconds = time.process_time() - start
+    if path.step_size is None:
+        raise SystemExit(f"{name}: {path.explain()}")
+    ratio = largest_stable(net, x, y, steps) / path.step_size
+    before = [p.detach().clone() for p in trained(net)]
+    optimizer = torch.optim.SGD(trained(net), lr=path.step_size)
+    for _ in range(path.steps):
+        optimizer.zero_grad()
+        F.mse_loss(net(x), y).backward()
+        optimizer.step()
+    factor = sigma_squared(net, x) / path.lambda_lower
+    with torch.no_grad():
+        for p, s in zip(trained(net), before):
+            p.copy_(s)
+    return (name, path.grade, f"{ratio:.3g}", f"{factor:.3g}", f"{path.radius:.3g}", f"{seconds:.1f}", path)
+
+
 def descend(net, x, y, most: int):
     """Certified descent until the ball closes with lambda within CLOSED; ratios come from its steps."""
     optimizer = torch.optim.SGD(trained(net), lr=1.0)
@@ -94,6 +116,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=list(PROBLEMS))
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--descent", type=int, default=150)
+    parser.add_argument("--paths", action="store_true", help="only the constant step along its path")
     arguments = parser.parse_args()
     row = "{:34} {:9} {:>15} {:>16} {:>9} {:>7}"
     print(row.format("problem", "grade", "stable/certified", "lambda/certified", "radius", "s"))
@@ -101,6 +124,14 @@ def main() -> None:
         for strength in PROBLEMS[blocks]:
             name = f"{blocks} blocks, c {strength}"
             net, x, y = reference_problem(blocks, strength)
+            *cells, path = along_its_path(f"{name}: constant, path", net, x, y, arguments.steps)
+            print(row.format(*cells))
+            print(
+                f"  loss {path.losses[0]:.3g} to {path.losses[-1]:.2g} in {path.steps} steps, then rate {path.rate:.4g}",
+                flush=True,
+            )
+            if arguments.paths:
+                continue
             most, truth = largest_stable(net, x, y, arguments.steps), sigma_squared(net, x)
             at_start = truth / tnn.certify(net, x).lambda_lower
             start = time.process_time()

@@ -96,7 +96,7 @@ def ball_rows(outcome: Descent | Gap | None) -> list[Hypothesis]:
         remedy = (
             f"No ball closes: within radius {outcome.radius:.4g} the integral of sigma_min(DF) reaches "
             f"{outcome.reached:.4g} of the {outcome.needed:.4g} that this loss asks for, short by a factor "
-            f"{outcome.needed / outcome.reached:.3g}. Go on with optim.CertifiedDescent, which needs no ball, and certify "
-            f"again at a lower loss; a wider network or a leaky first layer help too."
+            f"{outcome.needed / outcome.reached:.3g}. certify_path proves a constant step along its path, to where a "
+            f"ball closes; optim.CertifiedDescent needs none. A wider network or a leaky first layer help too."
         )
     return [Hypothesis(name, source, "", False, outcome.reached, outcome.needed, remedy=remedy, grade="ball")]

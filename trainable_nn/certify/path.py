@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ STEPS = 10_000
 BALLS = 16  # looked for on one path, at most
 HALVINGS = 10  # of a step that was not given
 NEXT_BALL = (1e-3, 0.5)  # how much lower the excess is before a ball is looked for again: at least, at most
+TOO_HIGH = 0.03  # the same where eta L was 2 or more on the ball that was needed
 PRODUCTS = 12  # of the power iteration for the first step; a guess, and the walk judges it
 LENGTHS = 1 + 2.0**-30  # rounding of a norm and of a sum of them
 WHERE = "certify_path"
@@ -121,75 +123,86 @@ def walk(problem: Problem, step: float, most: int, budget: int, watch: Watch, fi
 
     No ball is looked for before the step ``first``.
     """
-    start = {name: p.detach().clone() for name, p in problem.parameters.items()}
-    least, losses = problem.loss_at_least, [problem.initial_loss]
+    start = _copied(problem)
+    here, losses = _look(problem), [problem.initial_loss]
     length = reach = end = 0.0
-    looked, wanted, reason = 0, math.inf, ""
-    arrival = None
-    while True:
+    looked, wanted = 0, math.inf
+    arrival, reason, too_long = None, "", False
+    while not reason:
+        taken = len(losses) - 1
         excess = losses[-1] - problem.cost.infimum
-        if (excess <= wanted and len(losses) > first) or len(losses) > most:
+        if (excess <= wanted and taken >= first) or taken == most:
             looked += 1
-            here = problem_of(problem.model, problem.inputs, problem.targets, _cost(problem), where=WHERE)
-            arrival = prove(here, budget, _after(watch, len(losses) - 1), step)
-            reason = "" if arrival.descent is not None else _hopeless(arrival, looked)
+            at = problem_of(problem.model, problem.inputs, problem.targets, problem.cost, where=WHERE)
+            arrival = prove(at, budget, _after(watch, taken), step)
+            reason = _hopeless(problem.cost, arrival, looked)
+            too_long = any(row.name == SHORT and not row.holds for row in arrival.hypotheses)
             wanted = excess * _share(arrival)
             if arrival.descent is not None or reason:
                 break
-        if len(losses) > most:
-            reason = f"after {most} steps the loss is {losses[-1]:.4g}, and no ball closes there yet. Allow more steps."
+        if taken == most:
+            reason = f"after {most} steps the loss is {losses[-1]:.4g}, and no ball closes there. Allow more steps."
             break
-        watch("steps of gradient descent", len(losses) - 1, most)
-        before, size = least, _move(problem, step)
-        if not math.isfinite(size):
-            least, now = math.inf, math.inf
+        watch("steps of gradient descent", taken, most)
+        before = _copied(problem)
+        with torch.no_grad():  # torch.optim.SGD's own arithmetic
+            for name, p in problem.parameters.items():
+                p.add_(here.gradient[name], alpha=-step)
+        least, here = here.least, _look(problem)
+        if not here.most < least:
+            reason, too_long = _no_fall(taken + 1, losses[-1], least, here), here.least > losses[-1]
         else:
-            least, now = _loss_here(problem)
-        if not now < before:
-            reason = _no_fall(len(losses), losses[-1], before, least, now)
-            too_long = least > losses[-1]
-            return PathCertificate(
-                step, tuple(losses), length, reach, end, arrival, problem.fingerprint, reason, too_long
-            )
-        losses.append(now)
-        length = up(length + size * LENGTHS)
-        end = (
-            math.sqrt(sum(float((p.detach() - start[n]).square().sum()) for n, p in problem.parameters.items()))
-            * LENGTHS
-        )
-        reach = max(reach, end)
-    too_long = any(row.name == SHORT and not row.holds for row in arrival.hypotheses)
+            losses.append(here.most)
+            length, end = up(length + _distance(problem, before)), _distance(problem, start)
+            reach = max(reach, end)
     return PathCertificate(step, tuple(losses), length, reach, end, arrival, problem.fingerprint, reason, too_long)
 
 
-def _cost(problem: Problem) -> str | Cost:
-    return problem.loss if problem.loss in ("mse", "cross_entropy") else problem.cost
+@dataclass(frozen=True)
+class Look:
+    """Bounds of the loss at some weights, infinite where it is no number, and its gradient there."""
+
+    least: float
+    most: float
+    gradient: dict[str, Tensor]
+
+
+def _look(problem: Problem) -> Look:
+    parameters = problem.parameters
+    with torch.enable_grad():
+        outputs = problem.model(problem.inputs)
+        loss = problem.cost.value(outputs, problem.targets)
+        if not (bool(torch.isfinite(outputs).all()) and math.isfinite(float(loss.detach()))):
+            return Look(math.inf, math.inf, {})
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    gradient = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found)}
+    with torch.no_grad():
+        return Look(*loss_between(WHERE, problem.cost, outputs.detach(), problem.targets), gradient)
+
+
+def _copied(problem: Problem) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in problem.parameters.items()}
+
+
+def _distance(problem: Problem, weights: dict[str, Tensor]) -> float:
+    return (
+        math.sqrt(sum(float((p.detach() - weights[n]).square().sum()) for n, p in problem.parameters.items())) * LENGTHS
+    )
 
 
 def _after(watch: Watch, steps: int) -> Callable[[str, int, int], None]:
     return lambda what, done, total: watch(f"{what}, after {steps} steps", done, total)
 
 
-def _move(problem: Problem, step: float) -> float:
-    """One step of torch.optim.SGD; how far it went."""
-    gradient, square = gradient_of(problem), 0.0
-    with torch.no_grad():
-        for name, p in problem.parameters.items():
-            p.add_(gradient[name], alpha=-step)
-            square += float(gradient[name].square().sum())
-    return step * math.sqrt(square)
-
-
-def _loss_here(problem: Problem) -> tuple[float, float]:
-    with torch.no_grad():
-        outputs = problem.model(problem.inputs)
-    if not bool(torch.isfinite(outputs).all()):
-        return math.inf, math.inf
-    return loss_between(WHERE, problem.cost, outputs, problem.targets)
-
-
-def _hopeless(arrival: Certificate, looked: int) -> str:
-    """Why no later weights will have a ball either; "" where they may."""
+def _hopeless(cost: Cost, arrival: Certificate, looked: int) -> str:
+    """Why no later weights will have a ball either; "" where they may, or where these have."""
+    if not cost.pl:
+        return (
+            "the minimum of this loss lies at infinity, where no ball holds a way to it. Use certify with a leaky first "
+            "layer, or optim.CertifiedDescent."
+        )
+    if arrival.descent is not None:
+        return ""
     missing = [
         r for r in arrival.hypotheses if not r.holds and r.grade in ("measured", "ball") and r.name not in (HELD, SHORT)
     ]
@@ -204,13 +217,13 @@ def _share(arrival: Certificate) -> float:
     for row in arrival.hypotheses:
         if row.name == HELD and row.bound and row.value:
             return min(most, max(least, 0.8 * (row.value / row.bound) ** 2))
-    return 0.1
+    return TOO_HIGH
 
 
-def _no_fall(step: int, before: float, least_before: float, least: float, now: float) -> str:
-    if least > before:
-        return f"step {step} raised the loss from {before:.6g} to {now:.6g}. Take a shorter step."
+def _no_fall(step: int, before: float, least_before: float, here: Look) -> str:
+    if here.least > before:
+        return f"step {step} raised the loss from {before:.6g} to {here.most:.6g}. Take a shorter step."
     return (
-        f"after {step - 1} steps the loss is {before:.4g}, and float64 no longer proves its fall (between {least:.17g} and "
-        f"{now:.17g} after the next, at least {least_before:.17g} before). No ball closed until then."
+        f"after {step - 1} steps the loss is {before:.4g}, and float64 no longer proves its fall (at least "
+        f"{least_before:.17g} before the next step, at most {here.most:.17g} after it). No ball closed until then."
     )

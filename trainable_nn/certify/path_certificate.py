@@ -71,7 +71,15 @@ class PathCertificate:
         return self.arrival.infimum
 
     def predicted_loss(self, step: int) -> float | None:
-        """An upper bound of the loss after so many steps; None where nothing is proved."""
+        """An upper bound of the loss after so many steps from the start; None where nothing is proved.
+
+        Raises:
+            ValueError: a negative step.
+        """
+        if step < 0:
+            raise ValueError(
+                f"predicted_loss: the step must be at least 0, got {step}. Count from the start of the path."
+            )
         if not self.holds:
             return None
         return self.losses[step] if step <= self.steps else self.arrival.predicted_loss(step - self.steps)
@@ -100,20 +108,32 @@ class PathCertificate:
             rows = [str(row) for row in self.arrival.failing if row.grade != "global"]
             return "\n".join([f"Grade {self.grade}: no constant step is proved, since {self.reason}", ran, *rows])
         there = self.arrival.descent
-        if self.rate is not None:
-            tail = f"each further step multiplies the loss by at most 1 - {there.gain:.4g}."
-        else:
-            tail = f"each further step adds at least {there.gain:.4g} to 1 / loss, down to {self.arrival.goal:.4g}."
         ball = (
             f"There lambda_min(DF DF^T) >= {self.lambda_lower:.4g} within {there.radius:.4g}, eta L is at most "
-            f"{there.share:.4g} where 2 is allowed, and {tail}"
+            f"{there.share:.4g} where 2 is allowed, and each further step multiplies the loss by at most 1 - {there.gain:.4g}."
         )
-        grade = f"Grade ball: gradient descent with a constant step reaches a ball that it never leaves, and {self._end()}."
+        grade = (
+            "Grade ball: a constant step of gradient descent ends in a ball that it never leaves, at a global minimum."
+        )
         far = f"No weights of the path are farther than {self.radius:.4g} from those at its start."
         return f"{grade}\n{ran}\n{ball}\n{far}\n{NOT_COVERED}"
 
-    def _end(self) -> str:
-        return "converges there to a global minimum" if self.rate is not None else "its loss falls on there"
+    def to_json(self) -> str:
+        """The certificate as JSON, versioned."""
+        from .path_text import to_json  # texts read certificates
+
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> PathCertificate:
+        """The certificate that ``to_json`` wrote; only ``verify`` says whether it is true.
+
+        Raises:
+            CertificateError: the text is no certificate, or of another version.
+        """
+        from .path_text import from_json
+
+        return from_json(text)
 
     def __str__(self) -> str:
         return self.explain()

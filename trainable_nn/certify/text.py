@@ -20,7 +20,7 @@ INFINITIES = {"inf": math.inf, "-inf": -math.inf}
 def to_json(certificate: Certificate) -> str:
     """JSON with every stored field, and the numbers that follow from them for readers of other languages."""
     derived = {name: getattr(certificate, name) for name in ("smoothness_upper", "radius", "step_size", "rate", "goal")}
-    return json.dumps(_written({ENTRY: FORMAT, **asdict(certificate), "derived": derived}), indent=1, allow_nan=False)
+    return json.dumps(written({ENTRY: FORMAT, **asdict(certificate), "derived": derived}), indent=1, allow_nan=False)
 
 
 def from_json(text: str) -> Certificate:
@@ -46,20 +46,20 @@ def from_json(text: str) -> Certificate:
 
 
 def _certificate(found: dict[str, Any]) -> Certificate:
-    values = _checked(Certificate, found)
+    values = checked(Certificate, found)
     if values["grade"] not in GRADES:
         raise ValueError(f"grade {values['grade']!r} is none of {', '.join(GRADES)}")
-    values["hypotheses"] = tuple(Hypothesis(**_checked(Hypothesis, row)) for row in values["hypotheses"])
+    values["hypotheses"] = tuple(Hypothesis(**checked(Hypothesis, row)) for row in values["hypotheses"])
     if any(row.kind not in KINDS or row.grade not in ("", *GRADES) for row in values["hypotheses"]):
         raise ValueError("a row is of no known kind or grade")
-    values["fingerprint"] = Fingerprint(**_checked(Fingerprint, values["fingerprint"]))
+    values["fingerprint"] = Fingerprint(**checked(Fingerprint, values["fingerprint"]))
     values["notes"] = tuple(map(str, values["notes"]))
     if values["descent"] is not None:
-        values["descent"] = Descent(**_checked(Descent, values["descent"]))
+        values["descent"] = Descent(**checked(Descent, values["descent"]))
     return Certificate(**values)
 
 
-def _checked(kind: type, found: Any) -> dict[str, Any]:
+def checked(kind: type, found: Any) -> dict[str, Any]:
     """The fields of a data class, all of them and no others, numbers where numbers belong."""
     names = {f.name for f in fields(kind)}
     if not isinstance(found, dict) or set(found) != names:
@@ -80,15 +80,15 @@ def _check_type(kind: type, name: str, value: Any, hint: Any) -> None:
         raise ValueError(f"{kind.__name__}.{name} is {value!r}, where {options[0].__name__} is needed")
 
 
-def _written(value: Any) -> Any:
+def written(value: Any) -> Any:
     if isinstance(value, float):
         if math.isnan(value):
             raise CertificateError("Certificate.to_json: a number is NaN, which no bound may be. Report this model.")
         return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")
     if isinstance(value, dict):
-        return {key: _written(entry) for key, entry in value.items()}
+        return {key: written(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_written(entry) for entry in value]
+        return [written(entry) for entry in value]
     return value
 
 

@@ -11,7 +11,9 @@ from ..errors import CertificateError
 from ..theory.costs import Cost
 from .certificate import Certificate, Hypothesis
 from .measure import Watch
-from .problem import fingerprint_of
+from .path import walk
+from .path_certificate import PathCertificate
+from .problem import Problem, fingerprint_of, problem_of
 from .prove import certify
 
 RELATIVE = 1e-6  # two machines' float64 agree better than this on every number of a certificate
@@ -20,7 +22,7 @@ NUMBERS = ("lambda_lower", "initial_loss", "infimum", "jacobian_upper", "samples
 
 
 def verify(
-    certificate: Certificate,
+    certificate: Certificate | PathCertificate,
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor | None = None,
@@ -28,13 +30,13 @@ def verify(
     loss: Cost | None = None,
     progress: Watch | None = None,
 ) -> None:
-    """Raise unless the certificate is what ``certify`` finds for this model and these data today.
+    """Raise unless the certificate is what ``certify`` (or ``certify_path``) finds for this model and these data today.
 
     Hashes first, then every row and every number against a new certificate; it is a check of honesty and freshness,
     and proves as much as ``certify`` does. ``loss`` is needed only for a certificate of a user's own Cost.
 
     Cost:
-        That of ``certify``.
+        That of ``certify``; of a path its steps again, and one ``certify`` at its end.
     Raises:
         CertificateError: weights or data changed since, or a row or a number is not what is found; its name is in
             the message.
@@ -47,9 +49,37 @@ def verify(
                 f"verify: the {name} are not those that were certified (sha256 {_short(here)} here, {_short(there)} in the "
                 f"certificate). Certify again, or give the {name} of that time."
             )
+    if isinstance(certificate, PathCertificate):
+        _verify_path(certificate, problem_of(model, inputs, targets, _loss(certificate.arrival, loss)), progress)
+        return
     fresh = certify(model, inputs, targets, loss=_loss(certificate, loss), budget=certificate.budget, progress=progress)
     _compare_rows(certificate, fresh)
     _compare_numbers(certificate, fresh)
+
+
+def _verify_path(claimed: PathCertificate, problem: Problem, progress: Watch | None) -> None:
+    """The same steps again, and a ball at their end alone."""
+    silent = lambda what, done, total: None
+    fresh = walk(problem, claimed.tried, claimed.steps, claimed.arrival.budget, progress or silent, first=claimed.steps)
+    if fresh.holds != claimed.holds:
+        raise CertificateError(
+            f"verify: row 'grade': {claimed.grade!r} is claimed, and the path found proves {'it' if fresh.holds else 'nothing'}"
+            f"{f', since {fresh.reason}' if fresh.reason else '.'} Certify again."
+        )
+    if len(fresh.losses) != len(claimed.losses):
+        raise CertificateError(
+            f"verify: row 'losses': {claimed.steps} steps are claimed, and the loss falls in {fresh.steps}. Certify again."
+        )
+    pairs = {f"losses[{t}]": pair for t, pair in enumerate(zip(claimed.losses, fresh.losses))}
+    pairs |= {name: (getattr(claimed, name), getattr(fresh, name)) for name in ("path_length", "distance", "end")}
+    for name, (found, needed) in pairs.items():
+        if not _agree(found, needed):
+            raise CertificateError(
+                f"verify: row {name!r}: {found!r} is claimed, and {needed!r} is found. Certify again."
+            )
+    if claimed.holds:
+        _compare_rows(claimed.arrival, fresh.arrival)
+        _compare_numbers(claimed.arrival, fresh.arrival)
 
 
 def _loss(certificate: Certificate, loss: Cost | None) -> str | Cost:

@@ -12,7 +12,10 @@ MEANINGS = {
 }
 MOST_PATHS = 6  # named in one line; the rows name all
 MANY_STEPS = 10_000_000
-SLOW = "That constant step is a proof and not a plan: train with optim.CertifiedDescent, and certify again near the minimum."
+SLOW = (
+    "That constant step is a proof and not a plan: certify_path proves a far longer one along its path, and "
+    "optim.CertifiedDescent one for each iteration."
+)
 NOT_COVERED = "Plain gradient descent on all of these samples; mini-batches, momentum and weight decay are not covered."
 
 

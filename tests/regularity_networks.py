@@ -6,11 +6,13 @@ The search uses the network's own forward in float64 and torch's nested forward 
 import random
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import trainable_nn as tnn
 from trainable_nn import modules
 from trainable_nn.modules.floored import FlooredBatchNorm1d, FlooredBatchNorm2d
+from trainable_nn.modules.shortcut import PooledConv2d, PooledSequential
 
 F64 = torch.float64
 NORMS = ("plain", "entry", "leaky", "weight", "spectral")
@@ -60,6 +62,38 @@ def normalisation(rng: random.Random, channels: int, axes: int) -> nn.Module:
     return layer.eval()
 
 
+def sample_norm(rng: random.Random, channels: int, sizes: tuple[int, ...]) -> nn.Module:
+    """Layer or group normalisation, its scale and shift away from where they start."""
+    eps = rng.choice((0.05, 0.5))
+    if rng.random() < 0.5:
+        shape = rng.choice(((channels, *sizes), sizes)) if sizes else (channels,)
+        layer = nn.LayerNorm(shape, eps, elementwise_affine=rng.random() < 0.7)
+    else:
+        layer = nn.GroupNorm(rng.choice((1, channels)), channels, eps, affine=rng.random() < 0.7)
+    return _drawn(rng, layer)
+
+
+class Functional(nn.Module):
+    """Pooling, dropout, means and reshapes as functions, as users write them; (N, channels) from images."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, 0.5, training=False)
+        if self.way == "adaptive":
+            return torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1)
+        if self.way == "average":
+            return F.avg_pool2d(x, 2, ceil_mode=True).mean((2, 3))
+        if self.way == "sum":
+            return torch.sum(x.mean(3, keepdim=True), dim=(2, 3))
+        return F.max_pool2d(x, 2, 1).mean(dim=[-2, -1])
+
+    def extra_repr(self) -> str:
+        return self.way
+
+
 class Block(nn.Module):
     """x + scale * branch(x), written as a user would."""
 
@@ -101,7 +135,7 @@ def _dense_network(rng: random.Random) -> tuple[nn.Module, Tensor]:
     layers = [dense(rng, d0, d)]
     for _ in range(rng.randint(0, 3)):
         activation = rng.choice(ACTIVATIONS)()
-        kind = rng.choice(("plain", "block", "contractive", "twice", "norm"))
+        kind = rng.choice(("plain", "block", "contractive", "twice", "norm", "sample norm", "bounded"))
         if kind == "plain":
             layers += [activation, dense(rng, d, d)]
         elif kind == "block":
@@ -109,6 +143,12 @@ def _dense_network(rng: random.Random) -> tuple[nn.Module, Tensor]:
         elif kind == "contractive":
             branch = nn.Sequential(modules.Tanh(), _drawn(rng, tnn.WeightNormLinear(d, d)))
             layers.append(modules.ContractiveResidual(branch, strength=0.9))
+        elif kind == "sample norm":
+            layers += [sample_norm(rng, d, ()), activation]
+        elif kind == "bounded":
+            block = modules.SpectrallyBoundedResidual(nn.Sequential(activation, dense(rng, d, d)), bound=0.8)
+            block.freeze()
+            layers.append(block)
         elif kind == "twice":
             layers.append(Twice(dense(rng, d, d), activation))
         else:
@@ -123,12 +163,28 @@ def _image_network(rng: random.Random) -> tuple[nn.Module, Tensor]:
     layers: list[nn.Module] = [convolution(rng, c, 2, rng.choice((1, 2))), rng.choice(ACTIVATIONS)()]
     if rng.random() < 0.5:
         layers.append(normalisation(rng, 2, 2))
+    elif rng.random() < 0.5:
+        sizes = tuple(nn.Sequential(*layers)(torch.zeros(2, c, 5, 4)).shape[2:])
+        layers.append(sample_norm(rng, 2, sizes))
+    if rng.random() < 0.3:
+        layers.append(_shortcut(rng))
     if rng.random() < 0.5:
         branch = nn.Sequential(rng.choice(ACTIVATIONS)(), nn.Conv2d(2, 2, 3, padding=1))
         layers.append(Block(branch, 0.5))
-    layers += [rng.choice((nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((2, 1)), nn.AvgPool2d(2, ceil_mode=True)))]
-    layers += [nn.Dropout(0.5).eval(), nn.Flatten()]
+    if rng.random() < 0.5:
+        layers += [rng.choice((nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((2, 1)), nn.AvgPool2d(2, ceil_mode=True)))]
+        layers += [nn.Dropout(0.5).eval(), nn.Flatten()]
+    else:
+        layers.append(Functional(rng.choice(("adaptive", "average", "sum"))))
     return nn.Sequential(*layers), torch.randn(2, c, 5, 4, dtype=F64)
+
+
+def _shortcut(rng: random.Random) -> nn.Module:
+    """The paper's projection: a convolution, or a convolution and what follows it, beside the pooled path."""
+    stride = rng.choice((1, 2))
+    if rng.random() < 0.5:
+        return _drawn(rng, PooledConv2d(2, 2, 3, stride, padding=1))
+    return PooledSequential(nn.Conv2d(2, 2, 1, stride), rng.choice(ACTIVATIONS)(), in_channels=2, out_channels=2, stride=stride)
 
 
 def _drawn(rng: random.Random, layer: nn.Module) -> nn.Module:

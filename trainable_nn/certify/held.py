@@ -5,7 +5,7 @@ looks at it a dozen times. Inside ``weights_held`` it is computed once for each 
 there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -13,9 +13,19 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modules import EntryNormLinear, WeightNormLinear
+from ..modules import (
+    EntryNormLinear,
+    SpectralNormConv1d,
+    SpectralNormConv2d,
+    SpectralNormConv3d,
+    SpectralNormLinear,
+    WeightNormLinear,
+)
 
 MANY = 2**22  # entries of a weight; a smaller one is computed whenever it is asked for
+MANY_OF_SPECTRAL = 2**14  # a Schatten norm takes products of the weight with itself
+LAYERS = (EntryNormLinear, WeightNormLinear)
+SPECTRAL = (SpectralNormLinear, SpectralNormConv1d, SpectralNormConv2d, SpectralNormConv3d)
 _held: ContextVar[dict[nn.Module, Tensor] | None] = ContextVar("held", default=None)
 
 
@@ -35,32 +45,37 @@ def acting_weight(module: nn.Module) -> Tensor:
     if held is not None and module in held:
         return held[module]
     weight = module.effective_weight() if hasattr(module, "effective_weight") else module.weight
-    if held is not None and weight.numel() > MANY:
+    if held is not None and _is_large(module):
         held[module] = weight.detach()
     return weight.detach()
 
 
 @contextmanager
 def with_held_weights(model: nn.Module, *, moving: tuple[str, ...] = ()) -> Iterator[nn.Module]:
-    """The model, whose large dense layers take P(w) as it is held; ``moving`` names weights that must not be.
+    """The model, whose large layers take P(w) as it is held; ``moving`` names weights that must not be.
 
     The same bits as their own forward, which multiplies by the same P(w). Elsewhere than in ``weights_held`` the model as it is.
     """
-    large = [] if _held.get() is None else [m for path, m in model.named_modules() if _is_large(m, path, moving)]
+    layers = [] if _held.get() is None else model.named_modules()
+    large = [
+        module
+        for path, module in layers
+        if _is_large(module) and "forward" not in vars(module) and f"{path}.weight".lstrip(".") not in moving
+    ]
     try:
         for module in large:
-            module.forward = partial(_product, weight=acting_weight(module), bias=module.bias)
+            apply = F.linear if isinstance(module, nn.Linear) else module._conv_forward
+            module.forward = partial(_applied, apply, weight=acting_weight(module), bias=module.bias)
         yield model
     finally:
         for module in large:
             del module.forward
 
 
-def _is_large(module: nn.Module, path: str, moving: tuple[str, ...]) -> bool:
-    if type(module) not in (EntryNormLinear, WeightNormLinear) or "forward" in vars(module):
-        return False
-    return module.weight.numel() > MANY and f"{path}.weight".lstrip(".") not in moving
+def _is_large(module: nn.Module) -> bool:
+    least = {kind: MANY for kind in LAYERS} | {kind: MANY_OF_SPECTRAL for kind in SPECTRAL}
+    return type(module) in least and module.weight.numel() > least[type(module)]
 
 
-def _product(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias)
+def _applied(apply: Callable[..., Tensor], x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return apply(x, weight, bias)

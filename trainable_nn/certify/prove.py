@@ -12,6 +12,7 @@ from ..theory.costs import Cost
 from ..theory.pl import Descent
 from ..theory.rounding import down
 from .ball import BOUNDED_DERIVATIVES, ball_rows, descent_on_ball
+from .batch import covariance_rows
 from .certificate import GRADES, Certificate, Hypothesis
 from .held import weights_held, with_held_weights
 from .layers import layers_of
@@ -19,6 +20,7 @@ from .measure import BUDGET, Extremes, Watch, jacobian_extremes
 from .problem import Problem, problem_of
 from .remedies import FUNCTION, SMOOTH, complaints
 from .seen import see
+from .self_check import check_by_draw
 
 
 def certify(
@@ -47,13 +49,14 @@ def certify(
     Units:
         loss: "mse" is torch.nn.functional.mse_loss (the mean over all entries), "cross_entropy" torch's mean over
         samples with class indices; or a theory.Cost. budget: bytes that a matrix may take, 1 GiB if None (the tangent
-        kernel's workspace four times that); work is bounded in proportion. generator: nothing is drawn at present; it is accepted for random searches.
+        kernel's workspace four times that); work is bounded in proportion. generator: draws the
+        direction in which the bound of \|\|DF\|\| is checked against a product, where the network is small; always the same one if None.
     Cost:
         The Gram matrix of the Jacobian, M^2 p multiplications for M outputs (all samples together) and p parameters,
         where the budget allows, else of the last parameters; and some passes of the regularity calculus.
     Raises:
         TypeError, ValueError: inputs, targets or weights that nothing can be said of; the message says which.
-        CertificateError: the model does not run on a copy in float64.
+        CertificateError: the model does not run on a copy in float64; or a drawn direction contradicts a bound, our fault.
     Source:
         THEORY 4 to 6; paper A, Theorems 2.4, 4.7 and 5.1 as corrected there.
     """
@@ -63,21 +66,26 @@ def certify(
     budget = BUDGET if budget is None else int(budget)
     watch("reading the network", 0, 1)
     with torch.random.fork_rng(devices=[]), weights_held():
-        return prove(problem_of(model, inputs, targets, loss), budget, watch)
+        return prove(problem_of(model, inputs, targets, loss), budget, watch, generator=generator)
 
 
-def prove(problem: Problem, budget: int, watch: Watch, step: float | None = None) -> Certificate:
+def prove(
+    problem: Problem, budget: int, watch: Watch, step: float | None = None, generator: torch.Generator | None = None
+) -> Certificate:
     """The certificate of a problem; with a step, of gradient descent with that one and no other."""
     watch("reading the network", 1, 1)
-    blame = complaints(see(problem.model, problem.inputs))
+    seen = see(problem.model, problem.inputs)
+    blame = complaints(seen)
     rows = [*_basic_rows(problem), *_function_rows(problem, blame)]
     extremes = jacobian_extremes(problem, budget, watch) if all(r.holds for r in rows) else None
+    watch("layers of the theorem", 0, 1)
     layers = layers_of(problem)
     everywhere = layers.sigma_at_least(math.inf)
     rows += _rank_rows(problem, extremes, everywhere)
     kinked = any(row.name == SMOOTH for row in blame)
     outcome, regular, local = descent_on_ball(problem, extremes, layers, everywhere, kinked, watch, step)
-    rows += [*layers.rows, *_cost_rows(problem, everywhere), *local, *ball_rows(outcome)]
+    check_by_draw(problem, seen, regular, generator)
+    rows += [*covariance_rows(problem, seen), *layers.rows, *_cost_rows(problem, everywhere), *local, *ball_rows(outcome)]
     grade = _grade(rows, extremes, outcome, everywhere)
     above = GRADES[GRADES.index(grade) + 1 :]
     rows += [row for row in blame if row.name != FUNCTION and (row.grade in above or row.grade == "")]

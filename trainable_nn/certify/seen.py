@@ -79,7 +79,12 @@ def _owns(path: str, owners: set[str]) -> bool:
     return any(owner == path or (owner and path.startswith(f"{owner}.")) or not owner for owner in owners)
 
 
+def takes_batch_statistics(module: nn.Module) -> bool:
+    """Whether it normalises by the batch's own mean and variance."""
+    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return is_norm and (module.training or module.running_mean is None)
+
+
 def samples_meet(layers: Iterable[Seen]) -> bool:
     """Whether a layer takes statistics of the batch, so that each row of the Jacobian needs a pass of its own."""
-    norms = (seen.module for seen in layers if isinstance(seen.module, nn.modules.batchnorm._BatchNorm))
-    return any(norm.training or norm.running_mean is None for norm in norms)
+    return any(takes_batch_statistics(seen.module) for seen in layers)

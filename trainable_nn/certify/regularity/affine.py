@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...errors import UnboundedError
 from ...linop import convolution_norm_at_most, matrix_norm_at_most
 from ...theory.composition import times
 from ...theory.convolution import geometry_factor
@@ -23,12 +24,14 @@ from ...theory.parameterisation_balls import IdentityConstants, curvatures_on_ba
 from ...theory.parameterisations import EntryNormConstants
 from ...theory.schatten import SchattenNormConstants
 from ..held import acting_weight
+from .graph import Graph
 from .patches import applied, patch_norms
 from .states import Backward, Ball, Effect, Local, State, Tangents
 from .steps import Step, U
 from .twin import doubled, matrix_of
 
 BLOCK = 2**22  # entries of a weight at a time; a larger one is read in its own dtype
+TIGHT = 2**18  # entries of a kernel up to which the convolution's own norm is found, and not its matrix's
 
 
 class Affine(Step):
@@ -126,7 +129,11 @@ class Affine(Step):
         return self._norms[key]
 
     def _convolution_norm(self) -> float:
+        """Of the convolution where that is found in a second, else of its kernel as a matrix, times the geometry."""
         m = self.module
+        if self.weight.numel() > TIGHT:
+            groups = matrix_of(self.weight).reshape(self.groups, -1, self.free.shape[1])
+            return max(matrix_norm_at_most(group) for group in groups) * self.growth * (1 + 4 * U)
         geometry = {"stride": m.stride, "padding": m.padding, "dilation": m.dilation, "padding_mode": m.padding_mode}
         return convolution_norm_at_most(self.weight, self.shape, groups=self.groups, **geometry)
 
@@ -263,3 +270,20 @@ class Affine(Step):
             return 0.0, 0.0
         curvature = self._largest(curvatures_on_ball, ball)
         return self.growth * self.slope(ball), float(times(curvature, self._patches(ball, x)[1]))
+
+
+def affine(graph: Graph, module: nn.Module, path: str, source: int) -> int:
+    value = graph.nodes[source].value
+    if module.weight.dim() > 2 and value.dim() != module.weight.dim():
+        raise UnboundedError(
+            f"{path}: {type(module).__name__} got an input of shape {tuple(value.shape)} without a batch axis. Add one."
+        )
+    shape = tuple(value.shape[1:])
+    step = graph.known.get(("step", path, shape))
+    if step is None:
+        if module.weight.is_meta or not torch.isfinite(module.weight).all():
+            raise ValueError(
+                f"{path}: the weight of {type(module).__name__} is NaN, infinite or on the meta device. Load it."
+            )
+        step = graph.known["step", path, shape] = Affine(path, module, shape, graph.known)
+    return graph.add(step, source)

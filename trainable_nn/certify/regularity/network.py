@@ -97,6 +97,8 @@ class PreparedNetwork:
         self._known: dict = {}  # steps of layers and norms of their weights
         probe = graph_of(model, inputs[: min(2, len(inputs))], self.rules, self._known)
         check_inputs(model, inputs)
+        for node in probe.nodes:
+            node.step.check()
         self.mixes_samples = any(node.step.mixes_samples for node in probe.nodes)
         numbers = KEPT * sum(node.value.numel() for node in probe.nodes) / min(2, len(inputs))
         piece = len(inputs) if self.mixes_samples else max(1, min(len(inputs), int(MOST_NUMBERS / numbers)))

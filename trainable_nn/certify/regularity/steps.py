@@ -66,6 +66,9 @@ class Step:
         """sup ||J|| over all parameters and inputs; for a sum, of each input alone."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Raise UnboundedError where nothing bounds the step's derivatives in its parameters."""
+
     def forget(self) -> None:
         """Drop what is kept of the values at the centre."""
 

@@ -29,7 +29,8 @@ class CertifiedLR(LRScheduler):
     """The certificate's constant step for every parameter group, from ``certify`` or ``certify_path``.
 
     With ``torch.optim.SGD`` without momentum, weight decay and the like, on all of the certified samples in every step,
-    the loss stays below ``predicted_loss`` and the weights within the certificate's radius. With any other optimiser
+    the loss stays below ``predicted_loss`` and the weights within the certificate's radius; for a path, of the weights
+    that float64 computed for it (``certify_path``). With any other optimiser
     the step is only a scale, and ``lost`` says which guarantee is gone.
 
     Raises:

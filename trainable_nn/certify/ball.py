@@ -35,7 +35,8 @@ def descent_on_ball(
         return None, largest, []
     try:
         prepared = PreparedNetwork(problem.model, problem.inputs)
-        here = prepared.on_ball(0.0, centre_jacobian=largest)
+        told = lambda done, total: watch("bounds at the weights", done, total)
+        here = prepared.on_ball(0.0, centre_jacobian=largest, watch=told)
     except (TrainableNNError, ValueError, TypeError, NotImplementedError) as error:
         where, source = path_in(error, problem.model), "paper A, Proposition 4.3 and Theorem 4.5"
         return None, largest, [Hypothesis(KNOWN, source, where, False, remedy=sentence(error), grade="ball")]

@@ -7,6 +7,7 @@ certified descent, or the certificate's constant step: along its path from the s
 measured over proved lower bound; for a path where it ends.
 
     python tests/benchmarks/certify.py [--blocks 4 8 16] [--steps 100] [--descent 60] [--paths]
+    python tests/benchmarks/certify.py --resnet18 128 [--cases stock paper provable]     CPU seconds and memory of certify
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from certify_resnet import CASES, certify_resnet18
 from provable_nets import reference_problem, trained
 
 import trainable_nn as tnn
@@ -117,7 +119,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--descent", type=int, default=150)
     parser.add_argument("--paths", action="store_true", help="only the constant step along its path")
+    parser.add_argument("--resnet18", type=int, metavar="IMAGES", help="only ResNet-18 at CIFAR size, with so many images")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="of --resnet18")
     arguments = parser.parse_args()
+    if arguments.resnet18:
+        certify_resnet18(arguments.resnet18, tuple(arguments.cases))
+        return
     row = "{:34} {:9} {:>15} {:>16} {:>9} {:>7}"
     print(row.format("problem", "grade", "stable/certified", "lambda/certified", "radius", "s"))
     for blocks in arguments.blocks:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,7 @@ def walk(problem: Problem, step: float, most: int, budget: int, watch: Watch, fi
         if (excess <= wanted and taken >= first) or taken == most:
             looked += 1
             at = problem_of(problem.model, problem.inputs, problem.targets, problem.cost, where=WHERE)
+            at = replace(at, data_roundoff=problem.data_roundoff)
             arrival = prove(at, budget, _after(watch, taken), step)
             reason = _hopeless(problem.cost, arrival, looked)
             too_long = any(row.name == SHORT and not row.holds for row in arrival.hypotheses)

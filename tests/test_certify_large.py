@@ -207,6 +207,22 @@ def test_the_pooled_path_keeps_apart_what_it_pools_in_whole_windows():
     assert layer.sigma - layer.rho <= float(torch.linalg.svdvals(dense)[-1])
 
 
+def test_the_paper_s_shortcut_is_not_said_to_miss_what_its_pooled_path_reads():
+    """A 1x1 convolution of stride 2 reads a quarter of the pixels whatever its weights; with the pooled path all count."""
+    torch.manual_seed(0)
+    names, ranks = [], []
+    for kind in (nn.Conv2d, PooledConv2d):
+        shortcut = kind(2, 4, 1, stride=2, bias=False)
+        model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), shortcut, nn.Flatten(), nn.Linear(16, 1)).double()
+        found = tnn.certify(model, torch.randn(2, 1, 4, 4, dtype=F64), torch.randn(2, 1, dtype=F64))
+        names.append({row.name for row in found.hypotheses if row.path == "1"})
+        dense = torch.func.jacrev(lambda x, f=shortcut: f(x[None])[0].flatten())(torch.zeros(2, 4, 4, dtype=F64))
+        ranks.append(int(torch.linalg.matrix_rank(dense.flatten(1))))
+    impossible = "a skip whose singular values are 1"
+    assert ranks == [8, 16]
+    assert impossible in names[0] and impossible not in names[1]
+
+
 def test_the_remainder_along_a_ray_passes_a_readout_with_entries_of_both_signs():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), modules.OrthogonalReadout((8,), 4)).double()

@@ -26,6 +26,22 @@ def network(case: str, images: torch.Tensor) -> nn.Module:
     return tnn.convert_model(model, recipe=case, sample_input=images[:2])
 
 
+class Watch:
+    """A line for each kind of work, and one every five seconds of it."""
+
+    def __init__(self, case: str, console: Console) -> None:
+        self.case, self.console, self.start, self.last = case, console, time.process_time(), ("", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        return time.process_time() - self.start
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self.last[0] or self.seconds > self.last[1] + 5.0:
+            self.console.print(f"{self.case}: {self.seconds:6.1f} CPU s  {what} {done}/{total}", markup=False)
+            self.last = (what, self.seconds)
+
+
 def certify_resnet18(images: int, cases: tuple[str, ...] = CASES) -> None:
     """A line for each case; progress goes to stderr, with the CPU seconds spent so far."""
     console = Console(stderr=True)
@@ -35,13 +51,9 @@ def certify_resnet18(images: int, cases: tuple[str, ...] = CASES) -> None:
         x = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(1))
         y = torch.randint(0, CLASSES, (images,), generator=torch.Generator().manual_seed(2))
         model = network(case, x)
-        start = time.process_time()
-
-        def watch(what: str, done: int, total: int, start=start, case=case) -> None:
-            console.print(f"{case}: {time.process_time() - start:6.1f} CPU s  {what} {done}/{total}", markup=False)
-
+        watch = Watch(case, console)
         found = tnn.certify(model, x, one_hot(y, CLASSES).float(), progress=watch)
-        seconds, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds, peak = watch.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         weights = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
         numbers = (f"{seconds:.1f}", f"{peak:.2f}", found.grade, f"{found.lambda_lower:.3g}", len(found.failing))
         print(row.format(case, images, weights, *numbers), flush=True)

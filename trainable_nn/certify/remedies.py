@@ -16,6 +16,7 @@ from dataclasses import replace
 from torch import nn
 
 from ..modules.normalised import EntryNormalised, WeightNormalised
+from ..modules.shortcut import PooledConv2d
 from .certificate import Hypothesis
 from .seen import Seen
 
@@ -162,6 +163,8 @@ def _first_convolution(seen: Seen) -> Hypothesis:
 def _strided_projection(seen: Seen) -> bool:
     """Whether the layer sees fewer numbers than it must give: kernel below stride, and channels that grow."""
     module = seen.module
+    if isinstance(module, PooledConv2d):  # its pooled path reads every number
+        return False
     if getattr(module, "transposed", False) or not hasattr(module, "stride") or len(seen.before) < 2:
         return False
     below = any(k < s for k, s in zip(module.kernel_size, module.stride))

@@ -373,7 +373,7 @@ def test_checkpointing_is_seen_through_or_refused():
 def test_three_formulas_give_one_gram_matrix():
     torch.manual_seed(0)
     a, b = torch.randn(9, 1, 7, 5).double(), torch.randn(9, 1, 3, 4, 5).double()
-    factors = Factors(lambda s: a[s], lambda s: b[s], 1, 7, 4, 5, 3, lambda r: r)
+    factors = Factors(lambda s: a[s], lambda s, o=slice(None): b[s, :, :, o], 1, 7, 4, 5, 3, lambda r: r)
     rows = torch.einsum("ngdt,ngkot->nkod", a, b).flatten(2)
     for trace, expected in ((False, torch.einsum("ikp,jlp->ikjl", rows, rows)), (True, None)):
         expected = torch.einsum("ikp,jkp->ij", rows, rows) if trace else expected

@@ -14,7 +14,9 @@ from torch import Tensor
 from .features import Factors, Features, Rows
 from .graph import Slot, output_shapes
 from .layout import Layout
+from .windows import Windows
 
+PIECE = 2**21  # bytes of a layer's input at once
 Gradients = list[Tensor]  # one for each output of the network
 
 
@@ -38,15 +40,21 @@ def convolution(slot: Slot, gradients: Gradients, layout: Layout) -> Features | 
         def a(samples: slice) -> Tensor:
             return _patches(x[samples], groups, *geometry, each[0].shape[3:])
 
-        def b(samples: slice) -> Tensor:
-            return torch.stack([_positions(g[samples], groups) for g in each], 2)
+        def b(samples: slice, columns: slice = slice(None)) -> Tensor:
+            return torch.stack([_positions(g[samples], groups)[:, :, columns] for g in each], 2)
 
-        return Factors(a, b, groups, wide, narrow, positions, len(each), lambda r: r.reshape(len(r), *shape))
+        factors = Factors(a, b, groups, wide, narrow, positions, len(each), lambda r: r.reshape(len(r), *shape))
+        if x.shape[1] == 1:
+            windows = Windows(x[:, 0], groups, *geometry, tuple(each[0].shape[3:]))
+            factors.parts = windows.parts
+            if groups == 1:
+                factors.meets, factors.width_meets = windows.meets, windows.width_meets
+        return factors
 
     wide, positions = shape[1] * math.prod(taps), x.shape[1] * math.prod(x.shape[3:])
 
-    def patches_of_gradients(samples: slice) -> Tensor:
-        return torch.stack([_patches(g[samples], groups, *geometry, x.shape[3:]) for g in each], 2)
+    def patches_of_gradients(samples: slice, columns: slice = slice(None)) -> Tensor:
+        return torch.stack([_patches(g[samples], groups, *geometry, x.shape[3:])[:, :, columns] for g in each], 2)
 
     return Factors(
         lambda samples: _positions(x[samples], groups),
@@ -106,8 +114,8 @@ def matrix_product(slot: Slot, gradients: Gradients, layout: Layout) -> Features
     x = layout.by_sample(node._saved_mat1 if added else node._saved_self)
     scale = node._saved_alpha if added else 1
 
-    def b(samples: slice) -> Tensor:
-        found = torch.stack([g[samples].mT for g in each], 1).unsqueeze(1)
+    def b(samples: slice, columns: slice = slice(None)) -> Tensor:
+        found = torch.stack([g[samples, :, columns].mT for g in each], 1).unsqueeze(1)
         return found if scale == 1 else found * scale
 
     def a(samples: slice) -> Tensor:
@@ -129,11 +137,11 @@ def embedding(slot: Slot, gradients: Gradients, layout: Layout) -> Features | No
     def a(samples: slice) -> Tensor:
         return F.one_hot(ids[samples], size).to(each[0].dtype).mT.unsqueeze(1)
 
-    def b(samples: slice) -> Tensor:
-        return torch.stack([g[samples].mT for g in each], 1).unsqueeze(1)
+    def b(samples: slice, columns: slice = slice(None)) -> Tensor:
+        return torch.stack([g[samples, :, columns].mT for g in each], 1).unsqueeze(1)
 
     def meets(left: slice, right: slice) -> Tensor:
-        return (ids[left, :, None, None] == ids[None, None, right]).to(each[0].dtype)
+        return (ids[left].T[:, :, None, None] == ids[right].T).to(each[0].dtype)
 
     positions = ids.shape[1]
     width = each[0].shape[2]
@@ -146,6 +154,8 @@ def normalised(slot: Slot, gradients: Gradients, layout: Layout) -> Features | N
     if slot.index not in (1, 2):
         return None
     shape = output_shapes(slot.edge[0])[slot.edge[1]]
+    if slot.index == 1 and node.name() == "NativeBatchNormBackward0":
+        return _batch_norm_scale(node, gradients, layout)
     hat = _standardised(node) if slot.index == 1 else None
     if slot.index == 1 and hat is None or getattr(node, "_saved_training", False):
         return None
@@ -167,12 +177,24 @@ def _standardised(node) -> Tensor | None:
         groups = x.reshape(len(x), node._saved_group, -1)
         hat = (groups - node._saved_result1.unsqueeze(2)) * node._saved_result2.unsqueeze(2)
         return hat.reshape(x.shape)
+    return None
+
+
+def _batch_norm_scale(node, gradients: Gradients, layout: Layout) -> Rows | None:
+    """A few samples at a time, for the cache and the heap."""
     if node._saved_training or node._saved_running_mean is None:
         return None
-    shape = (1, -1, *(1,) * (x.dim() - 2))
-    return (x - node._saved_running_mean.reshape(shape)) * (
-        node._saved_running_var.reshape(shape) + node._saved_eps
-    ).rsqrt()
+    x = layout.by_sample(node._saved_input)
+    shape = (-1, *(1,) * (x.dim() - 3))
+    mean = node._saved_running_mean.reshape(shape)
+    scale = (node._saved_running_var.reshape(shape) + node._saved_eps).rsqrt()
+    step = max(1, PIECE // (x[0].numel() * x.element_size() + 1))
+    rows: list[list[Tensor]] = [[] for _ in gradients]
+    for start in range(0, len(x), step):
+        hat = (x[start : start + step] - mean) * scale
+        for found, g in zip(rows, gradients):
+            found.append((layout.by_sample(g)[start : start + step] * hat).reshape(*hat.shape[:3], -1).sum((1, 3)))
+    return Rows(torch.stack([torch.cat(found) for found in rows], 1))
 
 
 def sum_or_product(slot: Slot, gradients: Gradients, layout: Layout) -> Features | None:

@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 
 import numpy as np
 import oracles
@@ -15,8 +16,10 @@ from torch.testing import assert_close
 import trainable_nn as tnn
 from trainable_nn.errors import ConversionError
 from trainable_nn.functional import schatten_norm, schatten_norm_inverse
-from trainable_nn.linop import convolution_norm_at_most, frequency_grid
+from trainable_nn.linop import FrequencyGrid, convolution_norm_at_most, frequency_grid
 from trainable_nn.linop.frequency_grid import count_at_least
+from trainable_nn.ops import schatten as schatten_operator
+from trainable_nn.ops import squared_schatten_norm
 from trainable_nn.theory import SchattenNormConstants, geometry_factor
 
 F64 = torch.float64
@@ -147,6 +150,37 @@ class TestValues:
             schatten_norm(torch.ones(4, 3, dtype=torch.int64))
 
 
+class TestSmallMatrices:
+    """Complex matrices and Python's numbers take the place of real ones in Hermitian form."""
+
+    @pytest.mark.parametrize("imaginary", [False, True])
+    @pytest.mark.parametrize("shape", [(8, 8), (3, 5), (5, 3), (32, 9)])
+    @pytest.mark.parametrize("power", [2, 4, 16, 64])
+    def test_both_forms_agree_with_lapack_and_their_gradients(self, shape, power, imaginary):
+        x, y = random_weight(1, 3, *shape), random_weight(1, 3, *shape, seed=1) if imaginary else None
+        blocks = x[0] if y is None else torch.complex(x[0], y[0])
+        s = torch.linalg.svdvals(blocks).flatten()
+        expected = s.max() ** 2 * (2.0 * ((s / s.max()) ** (2 * power)).sum()) ** (1.0 / power)
+        found = []
+        for small in (0, 32):
+            leaves = [t.clone().requires_grad_() for t in (x, y) if t is not None]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(schatten_operator, "SMALL", small)
+                squared = squared_schatten_norm(leaves[0], leaves[1] if imaginary else None, power, 2.0)
+                found.append((squared, *torch.autograd.grad(squared.sum(), leaves)))
+            assert type(squared.grad_fn).__name__ == ("_SmallSquaredBackward" if small else "_SquaredBackward")
+            assert_close(squared, expected.reshape(1), rtol=1e-13, atol=0.0)
+        for a, b in zip(*found):
+            assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+    def test_zero_has_gradient_zero_and_no_number_stays_none(self):
+        x = torch.zeros(1, 2, 3, 3, dtype=F64, requires_grad=True)
+        squared = squared_schatten_norm(x, x * 1.0, 8)
+        assert squared.item() == 0.0 and torch.autograd.grad(squared, x)[0].abs().max() == 0.0
+        for wrong in (math.nan, math.inf):
+            assert squared_schatten_norm(torch.full((1, 2, 3, 3), wrong, dtype=F64), None, 8).isnan().all()
+
+
 class TestDerivatives:
     @cases
     def test_value_gradient_and_hessian_are_those_of_the_naive_formula(self, shape, f, plain):
@@ -212,7 +246,10 @@ class TestDerivatives:
         y = torch.compile(f, fullgraph=True)(w)
         assert_close(y, plain(w), rtol=1e-12, atol=1e-14)
         assert_close(
-            torch.autograd.grad(y.sin().sum(), w)[0], grad(lambda w: plain(w).sin().sum())(w.detach()), rtol=1e-10, atol=0
+            torch.autograd.grad(y.sin().sum(), w)[0],
+            grad(lambda w: plain(w).sin().sum())(w.detach()),
+            rtol=1e-10,
+            atol=0,
         )
 
 
@@ -241,7 +278,11 @@ class TestOperatorNorms:
         rng = random.Random(axes)
         for i in range(count):
             arguments, sizes = oracles.random_geometry(rng, axes)
-            options = {"eps": rng.choice((1e-6, 1.0)), "gain": rng.choice((0.5, 2.0)), "power": rng.choice((1, 2, 4, 16))}
+            options = {
+                "eps": rng.choice((1e-6, 1.0)),
+                "gain": rng.choice((0.5, 2.0)),
+                "power": rng.choice((1, 2, 4, 16)),
+            }
             conv = getattr(tnn, f"SpectralNormConv{axes}d")(**arguments, **options, bound=bound, bias=False, dtype=F64)
             fill(conv.weight.data, KINDS[i % len(KINDS)], rng)
             true = oracles.norm_of(oracles.matrix_of(conv, (conv.in_channels, *sizes)))
@@ -266,12 +307,34 @@ class TestOperatorNorms:
         rng = random.Random(1)
         for i in range(24):
             conv = tnn.SpectralNormConv2d(3, 5, 3, padding=1, bias=False, eps=1e-4, dtype=dtype)
-            fill(wide := torch.empty(conv.weight.shape, dtype=F64), ("one-hot", "constant", "two waves", "random")[i % 4], rng)
+            fill(
+                wide := torch.empty(conv.weight.shape, dtype=F64),
+                ("one-hot", "constant", "two waves", "random")[i % 4],
+                rng,
+            )
             conv.weight.data.copy_(wide.clamp(-6e4, 6e4))
             twin = nn.Conv2d(3, 5, 3, padding=1, bias=False, dtype=F64)
             twin.weight.data.copy_(conv.effective_weight())
             true = oracles.norm_of(oracles.matrix_of(twin, (3, 6, 6)))
-            assert true <= conv.operator_norm_bound((6, 6)) <= conv.operator_norm_supremum() <= 1 + 16 * torch.finfo(dtype).eps
+            assert (
+                true
+                <= conv.operator_norm_bound((6, 6))
+                <= conv.operator_norm_supremum()
+                <= 1 + 16 * torch.finfo(dtype).eps
+            )
+
+    def test_the_symbol_is_the_sum_over_the_taps_compiled_or_not(self, monkeypatch):
+        grid = frequency_grid((3, 2), (2, 1), ((1, 1), (0, 0)), (1, 1), "zeros", 4)
+        kernel = random_weight(2, 3, 2, 6)
+        expected = torch.zeros(2, len(grid.turns), 3, max(grid.phases) + 1, 2, dtype=torch.complex128)
+        for tap, (block, phase) in enumerate(zip(grid.blocks, grid.phases)):
+            for index, turn in enumerate(grid.turns):
+                wave = np.exp(2j * math.pi * sum(t * b for t, b in zip(turn, block)))
+                expected[:, index, :, phase] += complex(wave) * kernel[..., tap]
+        for compiling in (False, True):
+            monkeypatch.setattr(sys.modules[FrequencyGrid.__module__], "may_look_at", lambda x: not compiling)  # noqa: B023
+            x, y = grid.symbol(kernel)
+            assert_close(torch.complex(x, y), expected.flatten(3), rtol=1e-13, atol=1e-13)
 
     def test_the_grid_bounds_the_supremum_over_all_frequencies(self):
         """For scalar kernels of one axis the supremum is a maximum over a fine grid, found by numpy's FFT."""
@@ -326,7 +389,9 @@ class TestGrid:
                     total = (np.where(np.abs(x) < math.pi / 2, np.cos(x), 0.0) ** (2 * power)).sum()
                     assert count_at_least(size, degree, power) <= total * (1 + 1e-12)
                 middle = 2 * math.cos(math.pi * degree / size) ** (2 * power)
-                assert count_at_least(size, degree, power) >= 0.99 * min(middle, 1.0) - 0.001  # the slope between samples
+                assert (
+                    count_at_least(size, degree, power) >= 0.99 * min(middle, 1.0) - 0.001
+                )  # the slope between samples
 
     def test_patches_that_do_not_overlap_need_one_frequency(self):
         grid = frequency_grid((2, 3), (2, 3), ((0, 0), (0, 0)), (1, 1), "zeros", 4)
@@ -392,7 +457,9 @@ class TestConstants:
         starts = [random_weight(n, seed=s, scale=0.2) for s in range(2)]
         found = largest(slope, starts, 20)
         assert found <= constants.slope_supremum <= slope_ratio * found
-        pairs = [torch.cat([random_weight(n, seed=s, scale=0.3), *[random_weight(n, seed=9 + s)] * 2]) for s in range(2)]
+        pairs = [
+            torch.cat([random_weight(n, seed=s, scale=0.3), *[random_weight(n, seed=9 + s)] * 2]) for s in range(2)
+        ]
         found = largest(curve, pairs, 50)
         assert found <= constants.slope_lipschitz <= curve_ratio * found
         for s, scale in enumerate((0.0, 0.1, 1.0, 10.0)):
@@ -420,7 +487,9 @@ class TestConstants:
 
     def test_a_smaller_constant_fails(self):
         constants = SchattenNormConstants(EPS, GAIN, 16, 40)
-        assert constants.slope_supremum > 2 * GAIN * EPS**-0.5  # beside eps^(-1/2), the bound of p = 1, the slope grows:
+        assert (
+            constants.slope_supremum > 2 * GAIN * EPS**-0.5
+        )  # beside eps^(-1/2), the bound of p = 1, the slope grows:
         w = torch.diag(torch.cat([torch.ones(1), torch.full((39,), 0.82)])).to(F64)
         steepest = torch.linalg.matrix_power(w, 31) / torch.linalg.matrix_power(w, 31).norm()
         f = lambda w: schatten_norm(w, EPS, 16, gain=GAIN)
@@ -485,7 +554,10 @@ class TestLayers:
             tnn.SpectralNormConv2d(2, 2, 3, bound="tight")
         with pytest.raises(ValueError, match="SpectralNormLinear: power must be"):
             tnn.SpectralNormLinear(2, 2, power=6)
-        assert tnn.SpectralNormConv2d(64, 256, 3).bound == "symbol" and tnn.SpectralNormConv2d(256, 256, 3).bound == "kernel"
+        assert (
+            tnn.SpectralNormConv2d(64, 256, 3).bound == "symbol"
+            and tnn.SpectralNormConv2d(256, 256, 3).bound == "kernel"
+        )
         layer = tnn.SpectralNormConv2d(2, 2, 3, bound="symbol")
         layer.power = 2  # the grid is for 16: no wrong number
         with pytest.raises(ValueError, match="the grid was made for power=16"):

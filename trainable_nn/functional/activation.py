@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.eager import may_look_at
 from ..theory.nonlinearities import GELU_TO_SLOPE_1, SILU_TO_SLOPE_1
 from .normalise import entry_norm
 
@@ -45,6 +46,8 @@ def tanh(z: Tensor) -> Tensor:
 
 def gelu1(z: Tensor) -> Tensor:
     """z Phi(z) / 1.12890...: GELU divided by its largest slope."""
+    if _all_within(z, 40.0):  # a third of the time, forward and backward, and the same numbers
+        return GELU_TO_SLOPE_1 * F.gelu(z)
     return GELU_TO_SLOPE_1 * torch.where(z > 40, z, F.gelu(z.clamp(-40, 40)))  # past 40 exact; squares overflow later
 
 
@@ -71,6 +74,14 @@ def softsign(z: Tensor) -> Tensor:
 def isru(z: Tensor) -> Tensor:
     """z (1 + z^2)^(-1/2), the inverse square root unit: entry normalisation with eps = 1, by the same kernels."""
     return entry_norm(z, 1.0)
+
+
+def _all_within(z: Tensor, bound: float) -> bool:
+    """Whether all entries are known to lie in [-bound, bound]."""
+    if z.dtype not in (torch.float32, torch.float64) or not may_look_at(z) or z.numel() == 0:
+        return False
+    least, most = z.detach().aminmax()
+    return -bound <= least.item() and most.item() <= bound  # not where one is NaN
 
 
 def _wide(z: Tensor) -> Tensor:

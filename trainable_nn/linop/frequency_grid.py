@@ -23,12 +23,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops.eager import may_look_at
 from .axes import Axis, circle_of
 
 WASTE = 0.04  # of an axis against the limit of fine grids, in the bound
@@ -66,19 +67,33 @@ class FrequencyGrid:
         """Real and imaginary part of M at the frequencies of half of the grid.
 
         Shape:
-            kernel: (groups, rows, columns, taps) -> (groups, frequencies, rows, columns * phases), twice.
+            kernel: (groups, rows, columns, taps) -> (groups, frequencies, rows, phases * columns), twice.
         """
         groups, rows, columns, taps = kernel.shape
-        number = max(self.phases) + 1
-        options = {"dtype": kernel.dtype, "device": kernel.device}
-        angle = torch.tensor(self.turns, **options) @ torch.tensor(self.blocks, **options).T * (2 * math.pi)
-        which = torch.tensor([[float(phase == q) for q in range(number)] for phase in self.phases], **options)
-        parts = []
-        for wave in (torch.cos(angle), torch.sin(angle)):
-            table = (wave[:, :, None] * which).transpose(0, 1).reshape(taps, -1)
-            values = (kernel.reshape(-1, taps) @ table).reshape(groups, rows, columns, len(self.turns), number)
-            parts.append(values.permute(0, 3, 1, 2, 4).reshape(groups, len(self.turns), rows, columns * number))
-        return parts[0], parts[1]
+        number, frequencies = max(self.phases) + 1, len(self.turns)
+        table = torch.from_numpy(self._kept_table) if may_look_at(kernel) else self._table
+        table = table.to(kernel.device, kernel.dtype).expand(groups, -1, -1)
+        values = table @ kernel.reshape(groups, rows * columns, taps).mT
+        parts = values.reshape(groups, 2, frequencies, number, rows, columns)
+        if number == 1:  # each matrix lies in one piece: of others torch makes products one by one
+            return parts[:, :, :, 0].unbind(1)
+        return parts.permute(0, 1, 2, 4, 3, 5).reshape(groups, 2, frequencies, rows, number * columns).unbind(1)
+
+    @property
+    def _table(self) -> Tensor:
+        """(2 * frequencies * phases, taps): the cosine and the sine of <w, b_j>, at the phase of tap j, in float64."""
+        wide = {"dtype": torch.float64, "device": "cpu"}
+        angle = torch.tensor(self.turns, **wide) @ torch.tensor(self.blocks, **wide).T * (2 * math.pi)
+        phases = range(max(self.phases) + 1)
+        which = torch.tensor([[float(phase == q) for phase in self.phases] for q in phases], **wide)
+        return (torch.stack([torch.cos(angle), torch.sin(angle)])[:, :, None] * which).reshape(-1, len(self.phases))
+
+    @cached_property
+    def _kept_table(self) -> np.ndarray:
+        """The same, kept: an array, which no mode or transform of torch takes hold of."""
+        angle = 2 * math.pi * (np.array(self.turns) @ np.array(self.blocks, dtype=float).T)
+        which = np.arange(max(self.phases) + 1)[:, None] == np.array(self.phases)
+        return (np.stack([np.cos(angle), np.sin(angle)])[:, :, None] * which).reshape(-1, len(self.phases))
 
 
 def frequency_grid(

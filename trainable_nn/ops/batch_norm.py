@@ -16,16 +16,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.nn import Parameter
+
+from .eager import may_look_at
 
 NO_SLOPE = {torch.float32: 2.0**-40, torch.float64: 2.0**-80}  # s k^(1/2) for 0: what k adds then is below rounding
-_HALF, _PLAIN = (torch.float16, torch.bfloat16), (Tensor, Parameter)
-_compiling, _transforming = torch.compiler.is_compiling, torch._C._are_functorch_transforms_active
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def runs_eagerly(x: Tensor, *others: Tensor | None) -> bool:
     """Whether these kernels may run on x: eager, on the CPU, statistics in full precision, more than one value a channel."""
-    if _compiling() or _transforming() or forward_ad._current_level >= 0 or type(x) not in _PLAIN or not x.is_cpu:
+    if forward_ad._current_level >= 0 or not may_look_at(x):
         return False
     channels, dtype, given = x.shape[1:2], x.dtype, False
     wide = torch.float32 if dtype in _HALF else dtype

@@ -11,14 +11,23 @@ overflows, and a trace is above rank^-2. These divisors are constants to autogra
 A Hermitian A + iB, A symmetric and B antisymmetric, is held as the real matrix K = A + B: ||G||_F = ||K||_F, and a product of two
 that commute is A K' + B K'^T, one real product where complex arithmetic takes two of that size.
 
+Of small matrices the calls cost more than the products: there Hermitian matrices are complex ones, and what is one number for all
+of them is a number of Python's.
+
 S^2 is analytic in M but at M = 0, where its gradient is 0 and continuous.
 """
+
+import math
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from .eager import may_look_at
+
 HALVED = 128  # rows; of a larger Gram matrix the upper half is not computed
+LEAST = 1e-300  # of a norm: below, it counts as 0
+SMALL = 32  # rows; up to there the number of calls is the cost, not their arithmetic
 
 
 def squared_schatten_norm(
@@ -38,6 +47,8 @@ def squared_schatten_norm(
         return copies * (x.square().sum((1, 2, 3)) + (0.0 if y is None else y.square().sum((1, 2, 3))))
     if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _formula(x, y, power, copies)[0]
+    if len(x) == 1 and x.shape[-2] <= SMALL and may_look_at(x):
+        return _SmallSquared.apply(x, y, power, copies)
     return _Squared.apply(x, y, power, copies, coarse_gradient)
 
 
@@ -135,3 +146,45 @@ class _Squared(Function):
             directions = _direction(x, y, powers)
         factor = (2.0 * ctx.copies * g * squared / product)[:, None, None, None]
         return *(None if d is None else factor * d for d in directions), None, None, None
+
+
+def _small_formula(m: Tensor, power: int, copies: float) -> tuple[float, list[Tensor], float]:
+    """As ``_formula``, of one item of a batch with real or complex blocks, and divided by Frobenius norms alone."""
+    k, powers, squared, product, exponent = m @ m.mH, [], 1.0, 1.0, power
+    while True:
+        sizes = (torch.view_as_real(k) if k.is_complex() else k).square().flatten(1).sum(1)  # ||k||_F^2
+        divisor = math.sqrt(sizes.amax().item())
+        if divisor < LEAST:
+            return 0.0, [k], 1.0
+        k = k * (1.0 / divisor)  # a division of complex numbers takes four times as long
+        powers.append(k)
+        squared, product = squared * divisor ** (exponent / power), product * divisor
+        exponent //= 2
+        if exponent == 1:
+            break
+        k = k @ k
+    last = copies * sizes.sum().item() / divisor**2
+    return squared * last ** (1.0 / power), powers, product * last
+
+
+class _SmallSquared(Function):
+    @staticmethod
+    def forward(ctx, x, y, power, copies):
+        m = x[0] if y is None else torch.complex(x[0], y[0])
+        squared, powers, product = _small_formula(m, power, copies)
+        ctx.power, ctx.copies, ctx.ratio = power, copies, 2.0 * copies * squared / product
+        ctx.save_for_backward(x, y, m, *powers)
+        return x.new_full((1,), squared)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, y, m, *powers = ctx.saved_tensors
+        if torch.is_grad_enabled():  # differentiated once more: by the formula, from the blocks
+            squared, powers, product = _formula(x, y, ctx.power, ctx.copies)
+            factor = (2.0 * ctx.copies * g * squared / product)[:, None, None, None]
+            return *(None if d is None else factor * d for d in _direction(x, y, powers)), None, None
+        k = powers[0]
+        for other in powers[1:]:
+            k = k @ other
+        d = (k @ m) * (ctx.ratio * g)[:, None, None, None]
+        return (d, None, None, None) if y is None else (d.real, d.imag, None, None)

@@ -167,6 +167,22 @@ def test_batch_norm_says_whether_its_batch_is_degenerate():
     assert not [r for r in tnn.certify(model.eval(), x, None).hypotheses if "degenerate" in r.name]
 
 
+def test_a_near_duplicate_is_named_and_bounds_lambda():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x = torch.randn(4, 3, dtype=F64)
+    x[3] = x[1] + 1e-4
+    found = tnn.certify(model, x, None)
+    [row] = [row for row in found.hypotheses if row.name == "samples well apart"]
+    assert (row.holds, row.grade, row.kind) == (False, "", "measured") and row.remedy.startswith("Samples 1 and 3 are")
+    assert row.value == pytest.approx(1e-4 * math.sqrt(3), rel=1e-9)
+    rows = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (x,)).flatten())(dict(model.named_parameters()))
+    difference = sum(float((r[1] - r[3]).square().sum()) for r in rows.values())
+    assert 0 < found.lambda_lower <= difference / 2
+    [row] = [row for row in tnn.certify(model, x[:3], None).hypotheses if row.name == "samples well apart"]
+    assert row.holds
+
+
 def test_a_channel_without_variance_is_named():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 1)).double().train()
     model[0].weight.data[1].zero_()

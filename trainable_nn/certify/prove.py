@@ -22,6 +22,8 @@ from .remedies import FUNCTION, SMOOTH, complaints
 from .seen import see
 from .self_check import check_by_draw
 
+NEAR = 1e-2  # of the root mean square distance; nearer samples are named
+
 
 def certify(
     model: nn.Module,
@@ -77,7 +79,7 @@ def prove(
     seen = see(problem.model, problem.inputs)
     blame = complaints(seen)
     rows = [*_basic_rows(problem), *_function_rows(problem, blame)]
-    extremes = jacobian_extremes(problem, budget, watch) if all(r.holds for r in rows) else None
+    extremes = jacobian_extremes(problem, budget, watch) if all(r.holds for r in rows if r.grade) else None
     watch("layers of the theorem", 0, 1)
     layers = layers_of(problem)
     everywhere = layers.sigma_at_least(math.inf)
@@ -142,24 +144,35 @@ def _basic_rows(problem: Problem) -> list[Hypothesis]:
         f"lambda = 0. Use fewer samples or a wider network.",
         grade="measured",
     )
-    rows = [few]
-    pair = samples.nearest_pair(problem.inputs.flatten(1).numpy())
-    if pair is not None:
-        noise = problem.data_roundoff * float(problem.inputs[[pair.first, pair.second]].norm())
-        rows.append(
-            Hypothesis(
-                "distinct samples",
-                "II.4.1 item 6, impossibility",
-                "",
-                pair.distance > noise,
-                pair.distance,
-                noise,
-                remedy=f"Samples {pair.first} and {pair.second} are the same up to rounding, so no network can move their "
-                f"outputs apart. Drop one of them.",
-                grade="measured",
-            )
-        )
-    return rows
+    return [few, *_pair_rows(problem)]
+
+
+def _pair_rows(problem: Problem) -> list[Hypothesis]:
+    """Duplicates, which no network can tell apart, and near-duplicates, which cost lambda the square of their distance."""
+    x = problem.inputs.flatten(1)
+    pair = samples.nearest_pair(x.numpy())
+    if pair is None:
+        return []
+    noise = problem.data_roundoff * float(x[[pair.first, pair.second]].norm())
+    named = f"Samples {pair.first} and {pair.second}"
+    remedy = f"{named} are the same up to rounding, so no network can move their outputs apart. Drop one of them."
+    distinct = Hypothesis(
+        "distinct samples", "II.4.1 item 6, impossibility", "", pair.distance > noise, pair.distance, noise,
+        remedy=remedy, grade="measured",
+    )  # fmt: skip
+    if not distinct.holds:
+        return [distinct]
+    typical = float((2.0 * x.var(0, correction=0).sum()).sqrt())  # root mean square distance of two samples
+    remedy = (
+        f"{named} are {typical / pair.distance:.3g} times nearer to each other than two samples are on average, and lambda is at "
+        f"most half the square of their distance times that of the slope of DF in the input. Drop one of them, or expect a "
+        f"small lambda."
+    )
+    apart = Hypothesis(
+        "samples well apart", "II.4.1 item 6", "", pair.distance >= NEAR * typical, pair.distance, NEAR * typical,
+        "measured", remedy,
+    )  # fmt: skip
+    return [distinct, apart]
 
 
 def _function_rows(problem: Problem, blame: list[Hypothesis]) -> list[Hypothesis]:

@@ -224,3 +224,19 @@ def test_only_torch_s_own_layer_is_taken_over():
     assert "floor=0.5" in repr(tnn.FlooredBatchNorm2d(3)) and "smooth=True" in repr(
         tnn.FlooredBatchNorm1d(2, smooth=True)
     )
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["itself", "within a model"])
+def test_torch_s_conversion_to_synchronised_layers_refuses_to_drop_the_floor(whole):
+    layer = tnn.FlooredBatchNorm2d(3, floor=0.25)
+    model = layer if whole else nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.BatchNorm2d(3), layer))
+    with pytest.raises(ConversionError, match="found a FlooredBatchNorm2d of 3 channels, whose floor 0.25 it would drop"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm2d(3)), nn.SyncBatchNorm)  # torch's own: as ever
+
+
+def test_quantisation_may_set_its_attribute_and_copies_keep_it():
+    layer = tnn.FlooredBatchNorm1d(3)
+    assert not hasattr(layer, "qconfig")
+    layer.qconfig = "some"
+    assert copy.deepcopy(layer).qconfig == layer.qconfig == "some"

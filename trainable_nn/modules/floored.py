@@ -1,5 +1,7 @@
 """Batch normalisation whose denominator has a floor, so that no batch makes it steep."""
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,9 +33,10 @@ class FlooredBatchNorm:
         are made twice. Compiled, under torch.func, in forward mode and on CUDA also the variance, and its derivative.
     Raises:
         ValueError: floor is not above 0 and finite; and whatever torch's layer raises.
+        ConversionError: ``SyncBatchNorm.convert_sync_batchnorm`` meets the layer, which it would take for torch's own and
+        give back without the floor.
     Source:
-        THEORY section 5 (floored); the smooth form is ours. ``SyncBatchNorm.convert_sync_batchnorm`` drops the floor, as
-        it drops everything of a subclass; a bounded block then refuses the result.
+        THEORY section 5 (floored); the smooth form is ours.
     """
 
     plain_type: type[nn.Module]
@@ -79,6 +82,23 @@ class FlooredBatchNorm:
         for ours, theirs in zip(new.parameters(), plain.parameters()):
             ours.requires_grad_(theirs.requires_grad)
         return new.train(plain.training)
+
+    @property
+    def qconfig(self):
+        """Torch's attribute of quantisation; the one that ``convert_sync_batchnorm`` asks for and a forward pass does not."""
+        if sys._getframe(1).f_code is nn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__:
+            raise ConversionError(
+                f"SyncBatchNorm.convert_sync_batchnorm: found a {type(self).__name__} of {self.num_features} channels, whose "
+                f"floor {self.floor:g} it would drop, and with it the bound. Convert the other modules one by one, or "
+                f"replace this layer by torch.nn.{self.plain_type.__name__} first if the bound is not needed."
+            )
+        if "qconfig" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no attribute qconfig: none was set.")
+        return vars(self)["qconfig"]
+
+    @qconfig.setter
+    def qconfig(self, value) -> None:
+        vars(self)["qconfig"] = value
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)

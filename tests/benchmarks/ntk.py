@@ -1,12 +1,20 @@
 """The exact tangent kernel beside its peers, on ResNet-18 at CIFAR size in evaluation mode; one thread, one run.
 
-    python tests/benchmarks/ntk.py [--quick] [--samples 16] [--outputs 1 10] [--peers] [--width 64]
+    python tests/benchmarks/ntk.py [--quick] [--samples 16] [--outputs 1 10] [--peers [NAME ...]] [--width 64]
+
+The figures that the peers are held against, each in one run:
+
+    python tests/benchmarks/ntk.py --samples 64 --outputs 1 --peers nngeometry torch.func --memory 4
+    python tests/benchmarks/ntk.py --samples 128 --outputs 1 --peers nngeometry
+    python tests/benchmarks/ntk.py --samples 16 --outputs 10 --peers nngeometry --in-part
 
 CPU seconds of each way to the kernel, as ratios to ours; peers that are not installed are left out. ``floor`` is the
 least work of a layer-wise route: one forward pass, one backward pass of the data alone for each output, and for each
 weight the fewer multiply-adds of its explicit and its structured Gram matrix, half of them by symmetry, at the rate of a
 large matrix product measured beside it. Ours has a third formula, so it may pass below. ``--smallest`` adds the
-smallest eigenvalue by curvlinops and scipy's eigsh, and ours by products alone.
+smallest eigenvalue by curvlinops and scipy's eigsh, and ours by products alone. ``--in-part`` gives nngeometry networks
+of 1 and 2 outputs in the place of C, and extrapolates by its C + C^2 backward passes. Its batches are of ``--batch``
+samples: the larger, the faster it is.
 """
 
 import argparse
@@ -141,12 +149,16 @@ def measure(arguments, outputs: int, samples: int) -> None:
     print(f"n = {samples}, {outputs} outputs, width {arguments.width}: ours {seconds:.2f} CPU s, {grown:.2f} GiB more at its peak")
     print(f"    {seconds / one:6.2f} forward-and-backward passes of the batch ({one:.2f} s), {seconds / least:.2f} floors ({least:.2f} s)")
     memory = 4e-9 * samples * outputs * sum(p.numel() for p in model.parameters())
-    if arguments.peers:
-        routes = {"nngeometry": kernel_by_nngeometry}
+    if arguments.peers is not None:
+        routes = {"nngeometry": lambda model, x: kernel_by_nngeometry(model, x, arguments.batch)}
         if memory < arguments.memory:
             routes |= {"autograd in a loop": by_autograd_loop, "torch.func": by_torch_func}
+        if arguments.in_part:
+            extrapolate(arguments, x, outputs, seconds)
+            routes.pop("nngeometry")
         for name, route in routes.items():
-            compare(name, lambda route=route: route(model, x), ours, seconds)
+            if not arguments.peers or name in arguments.peers:
+                compare(name, lambda route=route: route(model, x), ours, seconds)
     if arguments.smallest:
         values = torch.linalg.eigvalsh(ours)[[0, -1]].tolist()
         for name, route in (("curvlinops and eigsh", extremes_by_curvlinops), ("ours by products", extremes_by_products)):
@@ -169,19 +181,35 @@ def compare(name: str, route: Callable[[], Tensor], ours: Tensor, seconds: float
     print(f"    {theirs / seconds:6.2f} x  {name}, which differs by {error:.1e} of the largest entry", flush=True)
 
 
+def extrapolate(arguments, x: Tensor, outputs: int, seconds: float) -> None:
+    """nngeometry's seconds as a line in C + C^2, through those for one and for two outputs."""
+    times = []
+    for few in (1, 2):
+        model = ResNet18(arguments.width, few).eval()
+        times.append(cpu_seconds(lambda model=model: kernel_by_nngeometry(model, x, arguments.batch))[1])
+    theirs = times[0] + (times[1] - times[0]) / 4 * (outputs + outputs**2 - 2)
+    print(
+        f"    {theirs / seconds:6.2f} x  nngeometry, EXTRAPOLATED from {times[0]:.1f} s for one output and {times[1]:.1f} s "
+        f"for two, by C + C^2 backward passes: {theirs:.0f} s",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a narrow network and few samples, in seconds")
     parser.add_argument("--samples", type=int, nargs="+", default=[16])
     parser.add_argument("--outputs", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--peers", nargs="*", help="all that fit, or these: nngeometry, torch.func, autograd in a loop")
+    parser.add_argument("--batch", type=int, default=64, help="samples in one batch of nngeometry")
+    parser.add_argument("--in-part", action="store_true", help="nngeometry at 1 and 2 outputs, and what follows for all")
     parser.add_argument("--smallest", action="store_true")
     parser.add_argument("--memory", type=float, default=2.5, help="GB that a peer's dense Jacobian may take")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.quick:
-        arguments.samples, arguments.outputs, arguments.width, arguments.peers = [8], [1, 3], 8, True
+        arguments.samples, arguments.outputs, arguments.width, arguments.peers = [8], [1, 3], 8, []
     for outputs in arguments.outputs:
         for samples in arguments.samples:
             measure(arguments, outputs, samples)

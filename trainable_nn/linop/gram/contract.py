@@ -45,7 +45,7 @@ def seconds(way: str, size: Size, rate: Rates) -> float:
     entries = size.pairs * t * t * (1 + min(1.0, _tile(way, size, SQUARES) / size.samples))  # tiles on the diagonal are computed whole
     meet = entries * size.width_meets * g * rate.gemm
     if way == "structured":
-        return meet + entries * k * k * (g * o * rate.gemm + 3 * rate.move)
+        return meet + entries * k * k * (g * o * rate.gemm + PASSES * rate.move)
     small = size.pairs * k * k * t * o * g * rate.small
     return meet + size.pairs * k * t * t * o * g * rate.row(t) + small + entries * TRANSPOSED * rate.move
 
@@ -97,6 +97,7 @@ def _merged(rows: Tensor, trace: bool) -> Tensor:
 CACHE = 2**20  # bytes of the mixed way's middle result, which is written and read at once
 ROWS = 3 * 2**23  # bytes of explicit rows at once: larger buffers are mapped anew by the system at every use
 SQUARES = 3 * 2**22  # numbers in all tables of positions by positions at once, for the same reason
+PASSES = 8  # numbers that are moved for each of the two tables' products, with what their buffers cost
 TRANSPOSED = 15  # numbers that are moved in the time that one takes in a table whose axes change places
 LEAST_ROW = 256  # of the O K in one product, so that it is a large one
 

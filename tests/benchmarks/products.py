@@ -137,8 +137,8 @@ def main() -> None:
             print(count, shape, size, *(f"{name} {ratio(seconds, name):.2f};" for name in seconds), flush=True)
     print(f"\none convolution over all layers, batch {arguments.batch}: {1e3 * min(sums['conv']):.1f} ms CPU")
     print(f"{arguments.norm} normalisation, multiples of it:")
-    for name in sums:
-        low, _, high = statistics.quantiles(a / b for a, b in zip(sums[name], sums["conv"]))
+    for name, times in sums.items():
+        low, _, high = statistics.quantiles(a / b for a, b in zip(times, sums["conv"]))
         print(f"  {name:28s} {ratio(sums, name):6.2f}  ({low:.2f}-{high:.2f})")
 
 

@@ -22,15 +22,17 @@ import trainable_nn as tnn
 from trainable_nn.errors import UnboundedError
 from trainable_nn.linop import (
     axes,
+    channel_box,
     convolution_norm_at_most,
     differentiable_norm_at_most,
     matrix_norm_at_most,
+    operator_norm,
     operator_norm_at_most,
     operator_norms_at_most,
 )
 from trainable_nn.linop.definite import raised_level
 from trainable_nn.linop.operator_norm import Attained
-from trainable_nn.linop.symbol import gram_of, grid_maximum
+from trainable_nn.linop.symbol import frequencies, gram_of, grid_maximum
 from trainable_nn.theory.convolution import geometry_factor
 
 F64 = torch.float64
@@ -189,14 +191,62 @@ def test_the_bound_of_a_padded_convolution_with_few_channels_is_tight(n, channel
 @spikes
 @pytest.mark.parametrize(("n", "stride", "excess"), [(24, 1, 0.005), (16, 1, 0.005), (16, 2, 0.03), (8, 1, 0.03)])
 def test_the_bound_of_a_wide_padded_convolution_is_tight(n, stride, excess, spike):
-    """A spike that outweighs all else between two frequencies costs up to three times as much at n = 16."""
-    excess = max(excess, 0.015) if spike and n == 16 else excess
+    """A spike that outweighs all else between two frequencies costs no more: its channel is held to the pixels."""
     torch.manual_seed(n)
     conv = nn.Conv2d(64, 64, 3, stride, 1, bias=False)
     if spike:
         spiked(conv.weight)
     truth = large_norm(conv, n)
     assert truth <= operator_norm_at_most(conv, (n, n)) <= truth * (1 + excess)
+
+
+def test_holding_a_spike_to_the_pixels_halves_the_excess_at_least(monkeypatch):
+    """The maximum on the circle is 0.5 to 2 % above the norm in these four cases; what holds the spike is not empty."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        conv = nn.Conv2d(24, 24, 3, 1, 1, bias=False)
+        spiked(conv.weight)
+        truth, held = large_norm(conv, 12), operator_norm_at_most(conv, (12, 12))
+        with monkeypatch.context() as patch:
+            patch.setattr(operator_norm, "boxed_maximum", lambda *arguments: math.inf)
+            circle = operator_norm_at_most(conv, (12, 12))
+        assert truth <= held <= truth + 0.5 * (circle - truth)
+
+
+def test_a_box_with_one_pixel_less_breaks_the_law(monkeypatch):
+    def below() -> int:
+        found = 0
+        for seed in range(12):
+            torch.manual_seed(seed)
+            conv = nn.Conv1d(6, 6, 3, 1, 1, bias=False, dtype=F64)
+            spiked(conv.weight)
+            found += operator_norm_at_most(conv, (7,), rtol=1e-3) < dense_norm(conv, 6, (7,)) * ORACLE
+        return found
+
+    assert below() == 0
+    box = axes._box
+    monkeypatch.setattr(axes, "_box", lambda *arguments: tuple(n - 2 for n in box(*arguments)))
+    assert below() > 0
+
+
+def test_every_matrix_that_holds_channels_to_the_box_gives_a_bound():
+    """The Schur complement is only the best one: random E never go below the norm, and E = 0 is the circle's maximum."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        conv = nn.Conv1d(4, 4, 3, 1, 1, bias=False, dtype=F64)
+        conv.weight.data /= conv.weight.data.abs().max()
+        truth = dense_norm(conv, 4, (6,)) ** 2
+        gram = gram_of(conv.weight.data[None], np.arange(3)[:, None], (1,))
+        grid, p = ((7,), (seed % 2,)), torch.linalg.qr(torch.randn(4, 2, dtype=F64))[0]
+        where = channel_box._Box(frequencies(*grid), grid, (6,))
+        e = torch.randn(len(frequencies(*grid)), 2, 2, dtype=torch.complex128)
+        for scale in (0.0, 0.1, 3.0):
+            own = where.symmetric(scale * (e + e.mH) / 2)
+            circle = grid_maximum(gram, *grid, 1e-6)[0]
+            bound = channel_box._proved(gram, grid, p, own, circle, where, 1e-2)
+            assert bound >= truth * ORACLE
+            if scale == 0.0:
+                assert bound <= circle * 1.02
 
 
 def large_norm(conv: nn.Conv2d, n: int) -> float:
@@ -284,7 +334,7 @@ class TestWrongLaws:
         conv.weight.data *= 0.2
         parts = [convolution_norm_at_most(w, (5, 5), padding=1) for w in conv.weight.detach().chunk(3)]
         assert math.prod(parts) < 0.5 * dense_norm(conv, 6, (5, 5))
-        assert operator_norm_at_most(conv, (5, 5)) == pytest.approx(max(parts), rel=2e-3)
+        assert max(parts) * (1 - 2e-3) <= operator_norm_at_most(conv, (5, 5)) <= max(parts) * 1.05
 
     def test_the_reshaped_kernels_norm_is_no_bound(self):
         torch.manual_seed(0)
@@ -321,7 +371,8 @@ def test_the_gram_of_the_symbol_is_within_its_stated_error(c):
     bound, peak = grid_maximum(gram, (7,), (0,), 1e-9)
     phases = [np.exp(2j * np.longdouble(np.pi) * m * (np.arange(5) // 2) / 7) for m in range(7)]
     symbols = [
-        np.concatenate([sum(kernel[0, :, :, t].numpy() * f[t] for t in range(r, 5, 2)) for r in (0, 1)], 1) for f in phases
+        np.concatenate([sum(kernel[0, :, :, t].numpy() * f[t] for t in range(r, 5, 2)) for r in (0, 1)], 1)
+        for f in phases
     ]
     truth = max(np.linalg.norm(s.astype(np.complex128), 2) for s in symbols)
     assert truth**2 * (1 - 1e-12) <= bound <= truth**2 * (1 + 3e-9)
@@ -333,7 +384,9 @@ def test_every_group_counts_and_the_largest_wins():
     conv = nn.Conv2d(64, 64, 3, 1, 1, groups=64, bias=False)
     conv.weight.data[17] *= 5
     alone = convolution_norm_at_most(conv.weight[17:18], (12, 12), padding=1)
-    assert operator_norm_at_most(conv, (12, 12)) == pytest.approx(alone, rel=3e-3)
+    assert (
+        alone * (1 - 3e-3) <= operator_norm_at_most(conv, (12, 12)) <= alone * 1.03
+    )  # one channel alone is held to the pixels
     assert operator_norm_at_most(conv, (12, 12)) >= dense_norm(nn_conv(conv.weight[17:18]), 1, (12, 12)) * ORACLE
 
 
@@ -502,7 +555,7 @@ def test_the_gradient_of_the_bound_is_its_difference_quotient(name):
     assert abs(product) > 1e-3  # a zero gradient would pass otherwise
     assert abs(quotient - product) <= 1e-5 * max(1.0, abs(product))
     bound = float(differentiable_norm_at_most(layer, shape).detach())
-    assert bound <= operator_norm_at_most(layer, shape) * (1 + 1e-6)
+    assert operator_norm_at_most(layer, shape) <= bound * (1 + 2e-3)  # which may hold a channel to the pixels
     if shape is not None and not hasattr(layer, "effective_weight"):
         assert bound >= oracles.norm_of(oracles.matrix_of(layer, (layer.in_channels, *shape))) * ORACLE
 
@@ -535,10 +588,14 @@ def test_a_weight_with_arguments_is_differentiated_too_and_only_once():
     weight = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(2), requires_grad=True)
     bound = differentiable_norm_at_most(weight, (8, 8), padding=1, groups=2)
     assert bound.dtype == F64
-    assert float(bound.detach()) == pytest.approx(convolution_norm_at_most(weight, (8, 8), padding=1, groups=2), rel=2e-3)
+    assert float(bound.detach()) == pytest.approx(
+        convolution_norm_at_most(weight, (8, 8), padding=1, groups=2), rel=2e-3
+    )
     (gradient,) = torch.autograd.grad(3 * bound, weight, create_graph=True)
     assert gradient.dtype == torch.float32
-    assert float((gradient.detach() * weight.detach()).sum()) == pytest.approx(3 * float(bound.detach()), rel=1e-5)  # Euler
+    assert float((gradient.detach() * weight.detach()).sum()) == pytest.approx(
+        3 * float(bound.detach()), rel=1e-5
+    )  # Euler
     with pytest.raises(RuntimeError, match="differentiate twice|does not require grad"):
         torch.autograd.grad(gradient.sum(), weight)
     with pytest.raises(TypeError, match="padding was given beside a Conv2d"):

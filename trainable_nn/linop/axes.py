@@ -44,6 +44,7 @@ class Circle:
     open: no tap reads across the seam, so the seam may multiply by -1.
     degree: half the distance of the outermost taps, in steps of the circle.
     uses: at least the number of (output, tap) pairs that read one pixel: im2col's squared norm.
+    box: numbers of neighbouring places that hold all outputs, and all pixels read.
     """
 
     taps: np.ndarray
@@ -52,6 +53,7 @@ class Circle:
     open: bool
     degree: float
     uses: int
+    box: tuple[int, int] = (0, 0)
 
 
 def circle_of(axis: Axis) -> Circle:
@@ -82,7 +84,7 @@ def circle_of(axis: Axis) -> Circle:
     turns = -(-outputs * axis.stride // axis.n)
     if axis.mode == "circular" and axis.n % axis.stride == 0 and turns <= copies:
         return Circle(taps, axis.n // axis.stride, turns, False, degree, uses)
-    return Circle(taps, _places(axis, t[read], position[read], taps), copies, True, degree, uses)
+    return Circle(taps, _places(axis, t[read], position[read], taps), copies, True, degree, uses, _box(axis, t[read], position[read]))
 
 
 def _degree(axis: Axis, taps: np.ndarray) -> float:
@@ -94,6 +96,11 @@ def _places(axis: Axis, t: np.ndarray, position: np.ndarray, taps: np.ndarray) -
     u, b = position // axis.stride, taps * axis.dilation // axis.stride
     apart = max(u.max() - t.min() - b.min(), b.max() + t.max() - u.min())
     return int(max(apart, t.max() - t.min(), u.max() - u.min())) + 1
+
+
+def _box(axis: Axis, t: np.ndarray, position: np.ndarray) -> tuple[int, int]:
+    u = position // axis.stride
+    return int(t.max() - t.min()) + 1, int(u.max() - u.min()) + 1
 
 
 def _outputs(axis: Axis) -> int:

@@ -38,6 +38,7 @@ class Gram:
     """The coefficients of G.
 
     lags: (L + 1, axes), the first one zero, of each pair l, -l one.
+    by_inputs: G stands for the input's side, with a row for each column and phase of the kernel.
     even, odd: (groups, L + 1, c * c), R_l + R_l^T and R_l - R_l^T; R_0 and 0 for the first.
     squared: at least F^2 of every group.  error: at least ||computed G(w) - G(w)||, for every group and w.
     """
@@ -47,6 +48,7 @@ class Gram:
     odd: Tensor
     squared: float
     error: float
+    by_inputs: bool = False
 
     @property
     def channels(self) -> int:
@@ -60,7 +62,8 @@ def gram_of(kernel: Tensor, positions: np.ndarray, strides: tuple[int, ...]) -> 
         kernel: (groups, rows, columns, taps), float64.  positions: (taps, axes), distinct.
     """
     rows, columns = kernel.shape[1:3]
-    if columns * math.prod(strides) < rows:
+    by_inputs = columns * math.prod(strides) < rows
+    if by_inputs:
         kernel, positions = _polyphase_transposed(kernel, positions, strides)
         strides = (1,) * len(strides)
     lags, pairs = _pairs(positions, strides)
@@ -79,7 +82,7 @@ def gram_of(kernel: Tensor, positions: np.ndarray, strides: tuple[int, ...]) -> 
     squared = float(kernel.square().sum((1, 2, 3)).max()) * (1 + 4 * count * U) + count * LOST
     n, terms = taps * width, len(lags)
     error = terms * squared * (2 * _gamma(n) + 5 * (_gamma(terms + 2) + TABLE)) * (1 + 64 * U) + LOST * n * c * c * terms
-    return Gram(lags, even.flatten(2), odd.flatten(2), squared, error)
+    return Gram(lags, even.flatten(2), odd.flatten(2), squared, error, by_inputs)
 
 
 def _correlation(kernel: Tensor, i: np.ndarray, j: np.ndarray) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import trainable_nn as tnn
 from trainable_nn.linop import noise_floor, ntk, ntk_blocks
-from trainable_nn.linop.gram import contract, schedule
+from trainable_nn.linop.gram import contract, inner, schedule
 from trainable_nn.linop.gram.features import Factors
 from trainable_nn.linop.gram.rows import Block, Sums
 
@@ -368,6 +368,28 @@ def test_checkpointing_is_seen_through_or_refused():
     assert_near(ntk(model, x), dense_kernel(plain, x), 1e-10)
     with pytest.raises(ValueError, match="use_reentrant=False"):
         ntk(Checked(True).double(), x)
+
+
+@pytest.mark.parametrize("geometry", [(3, 1, 1, 1), (3, 2, 1, 1), (2, 3, 2, 2), (3, 2, 3, 2), (5, 1, 4, 1), (1, 2, 0, 1)])
+def test_every_formula_agrees_on_a_convolution_of_any_geometry(monkeypatch, geometry):
+    """taps, stride, padding, dilation; another number of taps on the second axis, and of samples than fills a tile."""
+    taps, stride, padding, dilation = geometry
+    conv = nn.Conv2d(3, 4, (taps, 2), stride, padding, dilation)
+    model = seq(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    x = torch.randn(5, 3, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = dense_kernel(model, x)
+    for way in contract.WAYS:
+        monkeypatch.setattr(contract, "cheapest", lambda *a, way=way: way)
+        assert_near(ntk(model, x), expected, 1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 16, 23, 40, 130, 520])
+def test_inner_products_of_rows_are_those_of_float64(rows):
+    """Also where they run as a convolution."""
+    x = torch.randn(rows, 700, generator=torch.Generator().manual_seed(rows))
+    exact = x.double() @ x.double().T
+    assert_near(inner.inner_products(x, x), exact, 1e-6)
+    assert_near(inner.inner_products(x[:, ::2], x[:, ::2]), x.double()[:, ::2] @ x.double()[:, ::2].T, 1e-6)
 
 
 def test_three_formulas_give_one_gram_matrix():

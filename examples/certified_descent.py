@@ -2,8 +2,9 @@
 
     python examples/certified_descent.py                       # 64 images of Fashion-MNIST
     python examples/certified_descent.py --images 512 --steps 20
+    python examples/certified_descent.py --network resnet18 --width 8 --images 512 --steps 20
 
-A small pre-activation ResNet becomes its provable form; `certify` states what is proved from these weights; and plain
+A pre-activation ResNet, small or of 18 layers, becomes its provable form; `certify` states what is proved from these weights; and plain
 gradient descent on the squared loss follows `CertifiedDescent`, whose bound of the next loss stands beside the loss.
 """
 
@@ -17,20 +18,28 @@ import time
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from train_provable import SmallResNet
 
 import trainable_nn as tnn
 from trainable_nn import datasets
 from trainable_nn.convert import provable
+from trainable_nn.demo.resnet import PreActResNet18
+
+
+def on_grid(images: Tensor, black: Tensor) -> Tensor:
+    """Images with a black border, their sides a multiple of the 8 by which a ResNet-18 divides them."""
+    rows, columns = (-side % 8 for side in images.shape[-2:])
+    return nn.functional.pad(images - black, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)) + black
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--network", choices=("small", "resnet18"), default="small")
     parser.add_argument("--width", type=int, default=2)
-    parser.add_argument("--blocks", type=int, default=1, help="in each of the two stages")
+    parser.add_argument("--blocks", type=int, default=1, help="in each of the two stages of the small network")
     parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--leak", type=float, default=0.5)
     parser.add_argument("--steps", type=int, default=10)
@@ -42,8 +51,13 @@ def main() -> None:
     x = data.train_images[: arguments.images].double()
     y = nn.functional.one_hot(data.train_labels[: arguments.images], len(data.classes)).double()
     torch.manual_seed(arguments.seed)
+    if arguments.network == "resnet18":
+        x = on_grid(x, (-data.mean / data.std)[:, None, None].double())
+        plain = PreActResNet18(arguments.width, x.shape[1], len(data.classes))
+    else:
+        plain = SmallResNet(arguments.width, arguments.blocks, x.shape[1], len(data.classes))
     recipe = provable(strength=arguments.strength, leak=arguments.leak)
-    model = tnn.convert_model(SmallResNet(arguments.width, arguments.blocks).double(), recipe, sample_input=x[:2])
+    model = tnn.convert_model(plain.double(), recipe, sample_input=x[:2])
 
     console, start = Console(), time.perf_counter()
     certificate = tnn.certify(model, x, y)

@@ -67,6 +67,26 @@ def test_a_certificate_that_was_edited_does_not_hold(run):
     assert status == 1 and "lambda_lower" in out
 
 
+def test_a_path_is_certified_and_verified(run):
+    status, out, _ = run("certify", "net.py:net", *FEW, "--path", "2000", "-o", "p.json")
+    assert status == 0 and "Grade ball" in out and "steps of" in out and "linearly independent samples" in out
+    status, out, _ = run("verify", "p.json", "net.py:net", *FEW)
+    assert status == 0 and "holds: grade ball" in out
+    found = json.loads(pathlib.Path("p.json").read_text())
+    found["losses"][1] *= 0.5
+    pathlib.Path("p.json").write_text(json.dumps(found))
+    status, out, _ = run("verify", "p.json", "net.py:net", *FEW)
+    assert status == 1 and "losses[1]" in out
+    status, out, _ = run("certify", "net.py:net", *FEW, "--path", "20", "--step-size", "1e4")
+    assert status == 1 and "no constant step is proved" in out
+
+
+def test_the_step_of_a_path_needs_a_path(run):
+    for arguments, words in ((("--step-size", "0.1"), "--path"), (("--path", "9", "--step-size", "-1"), "step_size")):
+        status, _, err = run("certify", "net.py:net", *FEW, *arguments)
+        assert status == 2 and words in err
+
+
 def test_status_1_where_the_grade_is_not_reached(run):
     status, out, _ = run("certify", "net.py:kinked", *FEW, "--json")
     assert status == 1

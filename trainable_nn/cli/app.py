@@ -143,6 +143,10 @@ def certify(
     seed: Seed = 0,
     budget: Annotated[int, typer.Option(min=1, help="MiB that matrices may take at once; work grows with it.")] = 1024,
     at_least: Annotated[str, typer.Option(help="Grade that counts as success: global, ball, measured, none.")] = "ball",
+    path: Annotated[
+        int | None, typer.Option(min=0, help="Prove a constant step along a path of at most so many steps, as certify_path does.")
+    ] = None,
+    step_size: Annotated[float | None, typer.Option(help="The step that --path proves; else one is looked for.")] = None,
     output: Annotated[
         pathlib.Path | None, typer.Option("--output", "-o", help="File for the certificate, JSON.")
     ] = None,
@@ -156,7 +160,7 @@ def certify(
     from .certify import Request, certify_model
 
     request = Request(model, model_arg, checkpoint, recipe, data, folder, images, size, loss, training_mode, seed)
-    return certify_model(request, output, budget, at_least, as_json=json)
+    return certify_model(request, output, budget, at_least, path, step_size, as_json=json)
 
 
 @app.command()

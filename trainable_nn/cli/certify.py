@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from .. import checkpoint, convert, datasets
-from ..certify import Certificate, Hypothesis, certify, verify
+from ..certify import Certificate, Hypothesis, PathCertificate, certify, certify_path, verify
 from ..certify.certificate import GRADES
+from ..certify.path_text import ENTRY
 from ..errors import CertificateError, OptionError
 from . import models
 from .conversion import recipe_of
@@ -78,13 +79,32 @@ class Request:
         return one_hot(labels, width).to(outputs.dtype)
 
 
-def certify_model(request: Request, output: pathlib.Path | None, budget: int, at_least: str, *, as_json: bool) -> int:
-    """Certify, print, write; status 0 where the grade is at least the one asked for."""
+def certify_model(
+    request: Request,
+    output: pathlib.Path | None,
+    budget: int,
+    at_least: str,
+    path: int | None = None,
+    step_size: float | None = None,
+    *,
+    as_json: bool,
+) -> int:
+    """Certify, print, write; status 0 where the grade is at least the one asked for.
+
+    With ``path`` it is a constant step along gradient descent's own path of at most so many steps.
+    """
     if at_least not in GRADES:
         raise OptionError(f"--at-least {at_least}: must be one of {', '.join(reversed(GRADES))}.")
+    if step_size is not None and path is None:
+        raise OptionError("--step-size: is the step of a path. Give --path as well, the number of steps that may be run.")
     model, images, targets = _prepared(request)
+    options = {"loss": request.loss, "budget": budget << 20}
     with Watch() as watch:
-        certificate = certify(model, images, targets, loss=request.loss, budget=budget << 20, progress=watch)
+        if path is None:
+            certificate = certify(model, images, targets, **options, progress=watch)
+        else:
+            options |= {"steps": path, "step_size": step_size}
+            certificate = certify_path(model, images, targets, **options, progress=watch)
     if output is not None:
         _write(output, certificate)
     if as_json:
@@ -112,17 +132,20 @@ def verify_certificate(request: Request, source: pathlib.Path, *, as_json: bool)
         stdout().print(Text.assemble(("does not hold: ", "bold red"), problem))
     else:
         stdout().print(
-            Text.assemble(
-                ("holds: ", "bold green"), f"grade {certificate.grade}, all {len(certificate.hypotheses)} rows."
-            )
+            Text.assemble(("holds: ", "bold green"), f"grade {certificate.grade}, all {len(_rows_of(certificate))} rows.")
         )
     return DOES_NOT_HOLD if problem else HOLDS
 
 
-def print_certificate(certificate: Certificate) -> None:
+def _rows_of(certificate: Certificate | PathCertificate) -> tuple[Hypothesis, ...]:
+    """Its hypotheses; of a path those at its end."""
+    return (certificate.arrival if isinstance(certificate, PathCertificate) else certificate).hypotheses
+
+
+def print_certificate(certificate: Certificate | PathCertificate) -> None:
     """The rows as a table, then the certificate in words."""
     out = stdout()
-    out.print(_rows(certificate.hypotheses))
+    out.print(_rows(_rows_of(certificate)))
     first, _, rest = certificate.explain().partition("\n")
     out.print(Text(first, style=COLOURS[certificate.grade]))
     out.print(rest, markup=False)
@@ -158,8 +181,8 @@ def _filled(model: nn.Module, path: pathlib.Path) -> nn.Module:
     return model
 
 
-def _read(source: pathlib.Path) -> tuple[checkpoint.Checkpoint | None, Certificate]:
-    """A certificate from JSON, or from a file of trainable_nn.save with the weights that it is about."""
+def _read(source: pathlib.Path) -> tuple[checkpoint.Checkpoint | None, Certificate | PathCertificate]:
+    """A certificate or a path's from JSON, or from a file of trainable_nn.save with the weights that it is about."""
     if source.suffix == ".safetensors":
         weights = checkpoint.load(source)
         if weights.certificate is None:
@@ -168,12 +191,13 @@ def _read(source: pathlib.Path) -> tuple[checkpoint.Checkpoint | None, Certifica
             )
         return weights, weights.certificate
     try:
-        return None, Certificate.from_json(source.read_text(encoding="utf-8"))
+        text = source.read_text(encoding="utf-8")
+        return None, (PathCertificate if ENTRY in text else Certificate).from_json(text)
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{source}: cannot be read ({error}). Name a file that `certify --output` wrote.") from error
 
 
-def _write(output: pathlib.Path, certificate: Certificate) -> None:
+def _write(output: pathlib.Path, certificate: Certificate | PathCertificate) -> None:
     try:
         output.write_text(certificate.to_json() + "\n", encoding="utf-8")
     except OSError as error:

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 _transforming = torch._C._are_functorch_transforms_active  # what Function.apply itself asks
+_recording = torch.is_grad_enabled
 _compiling, _exporting = torch.compiler.is_compiling, torch.compiler.is_exporting
 
 
@@ -123,13 +124,20 @@ def differentiable(formulas: Formulas, kernels: Kernels, fold_batch: Callable) -
             return unfold(value(w, *constants)), 0
 
     class Recorded(Function):
+        """The constants come as one argument: each costs time of its own, forward and backward."""
+
         @staticmethod
-        def forward(ctx, w, *constants):
+        def forward(ctx, w, constants):
             ctx.save_for_backward(w)
             ctx.constants = constants
             return kernels.value(w, *constants)
 
-        backward = Value.backward
+        @staticmethod
+        def backward(ctx, g):
+            (w,) = ctx.saved_tensors
+            if _recording() or _transforming() or forward_ad._current_level >= 0:
+                return first(g, w, *ctx.constants), None
+            return kernels.first(g, w, *ctx.constants), None
 
     class Compiled(Function):
         @staticmethod
@@ -157,8 +165,8 @@ def differentiable(formulas: Formulas, kernels: Kernels, fold_batch: Callable) -
             return Compiled.apply(w, *constants)
         if _transforming() or forward_ad._current_level >= 0:
             return Value.apply(w, *constants)
-        if w.requires_grad and torch.is_grad_enabled():
-            return record(w, *constants)
+        if w.requires_grad and _recording():
+            return record(w, constants)
         return kernels.value(w, *constants)
 
     return value
@@ -172,4 +180,4 @@ def nothing_differentiates(*tensors: Tensor) -> bool:
     """Whether no mode of differentiation watches: then the bare kernel may run."""
     if forward_ad._current_level >= 0 or _transforming():
         return False
-    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    return not (_recording() and any(tensor.requires_grad for tensor in tensors))

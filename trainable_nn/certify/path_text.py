@@ -1,4 +1,4 @@
-"""Path certificates as JSON text, and back: the certificate of the arrival within, every field checked."""
+"""Path certificates as JSON text, and back, every field checked; and certificates of either kind from the text of one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,23 @@ def to_json(path: PathCertificate) -> str:
     return json.dumps({**body, "arrival": json.loads(path.arrival.to_json())}, indent=1, allow_nan=False)
 
 
-def from_json(text: str) -> PathCertificate:
+def certificate_of(text: str) -> Certificate | PathCertificate:
+    """The certificate of either kind that its ``to_json`` wrote.
+
+    Raises:
+        CertificateError: as ``from_json`` of the kind that the text says it is.
+    """
     try:
         found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None  # the reader says what is wrong
+    is_path = isinstance(found, dict) and ENTRY in found
+    return (PathCertificate if is_path else Certificate).from_json(text)
+
+
+def from_json(text: str) -> PathCertificate:
+    try:
+        found = json.loads(text, parse_constant=_no_number)
         if not isinstance(found, dict) or found.get(ENTRY) != FORMAT:
             raise CertificateError(
                 f"PathCertificate.from_json: no entry {ENTRY!r} with version {FORMAT} was found. Give what to_json wrote."
@@ -37,3 +51,7 @@ def from_json(text: str) -> PathCertificate:
         return PathCertificate(**values)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CertificateError(f"PathCertificate.from_json: the text is damaged ({error}). Certify again.") from error
+
+
+def _no_number(name: str):
+    raise ValueError(f"{name} is no number that to_json writes")

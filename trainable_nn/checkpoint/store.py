@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..certify import Certificate
+from ..certify import Certificate, PathCertificate
+from ..certify.path_text import certificate_of
 from ..certify.problem import weights_hash
 from ..errors import CertificateError, CheckpointError
 from . import file, identity, state
@@ -36,15 +37,15 @@ class Checkpoint:
         return self.metadata["origin"]
 
     @property
-    def certificate(self) -> Certificate | None:
-        """The certificate that was saved with the weights, None where there was none; ``verify`` says whether it is true.
+    def certificate(self) -> Certificate | PathCertificate | None:
+        """The certificate of either kind that was saved with the weights, or None; ``verify`` says whether it is true.
 
         Raises:
             CheckpointError: the entry is no certificate of this release.
         """
         text = self.metadata.get("certificate")
         try:
-            return None if text is None else Certificate.from_json(text)
+            return None if text is None else certificate_of(text)
         except CertificateError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
 
@@ -59,12 +60,12 @@ def save(
     path: str | os.PathLike,
     *,
     origin: Mapping[str, Any] | None = None,
-    certificate: Certificate | None = None,
+    certificate: Certificate | PathCertificate | None = None,
 ) -> None:
     """Write the parameters and buffers of ``model`` and its conversion; the file appears whole or not at all.
 
     ``origin`` is a note of JSON values on how the model is built; it is kept and never acted on. ``certificate``
-    must be of these weights; ``load(path).certificate`` gives it back.
+    must be of these weights, one of a path of those at its start; ``load(path).certificate`` gives it back.
 
     Raises:
         CheckpointError: the state holds something other than dense tensors with values, the certificate is of other
@@ -110,12 +111,19 @@ def _plain(origin: Mapping[str, Any] | None, path: str | os.PathLike) -> dict[st
         raise CheckpointError(f"{path}: origin must hold JSON values ({error}). Write them as text.") from error
 
 
-def _certified(certificate: Certificate | None, model: nn.Module, path: str | os.PathLike) -> dict[str, str]:
+def _certified(
+    certificate: Certificate | PathCertificate | None, model: nn.Module, path: str | os.PathLike
+) -> dict[str, str]:
     if certificate is None:
         return {}
     if certificate.fingerprint.weights != weights_hash(model):
         raise CheckpointError(
             f"{path}: the certificate is of other weights, or of another mode or structure, than the model has now. "
-            f"Certify the model again, or save the one that was certified."
+            f"Certify the model again, or save the one that was certified{_place(certificate)}."
         )
     return {"certificate": certificate.to_json()}
+
+
+def _place(certificate: Certificate | PathCertificate) -> str:
+    """Of a path, which of its weights are certified: nobody expects those before the run."""
+    return ", with the weights before the first step" if isinstance(certificate, PathCertificate) else ""

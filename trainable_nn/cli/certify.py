@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 from .. import checkpoint, convert, datasets
 from ..certify import Certificate, Hypothesis, PathCertificate, certify, certify_path, verify
 from ..certify.certificate import GRADES
-from ..certify.path_text import ENTRY
+from ..certify.path_text import certificate_of
 from ..errors import CertificateError, OptionError
 from . import models
 from .conversion import recipe_of
@@ -191,8 +191,7 @@ def _read(source: pathlib.Path) -> tuple[checkpoint.Checkpoint | None, Certifica
             )
         return weights, weights.certificate
     try:
-        text = source.read_text(encoding="utf-8")
-        return None, (PathCertificate if ENTRY in text else Certificate).from_json(text)
+        return None, certificate_of(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{source}: cannot be read ({error}). Name a file that `certify --output` wrote.") from error
 

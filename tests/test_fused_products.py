@@ -26,7 +26,7 @@ CONVOLUTIONS = {
     ("identity", 2): nn.Conv2d,
     ("identity", 3): nn.Conv3d,
 }
-# (in, out, taps), arguments, sizes, batch; the last three force each way of convolving
+# (in, out, taps), arguments, sizes, batch; the last three take each way of convolving
 GEOMETRIES = {
     "plain": ((2, 3, 3), {"padding": 1}, (5, 4, 3), 2),
     "stride and dilation": ((2, 4, 2), {"stride": 2, "dilation": 2, "padding": 1}, (7, 6, 5), 2),
@@ -56,6 +56,14 @@ def dense(layer, x):
     run = lambda w, b, z: functional_call(layer, {"weight": w, "bias": b}, (z,)).flatten()
     parts = jacrev(run, (0, 1, 2))(parameters["weight"], parameters["bias"], x)
     return [part.flatten(1) for part in parts]
+
+
+@pytest.fixture(params=[True, False], ids=["products are fast", "convolutions are fast"], autouse=True)
+def pace(request, monkeypatch):
+    """Both ways, whichever this machine would take."""
+    for name in ("matrices_beat_convolutions", "channels_last_pays"):
+        assert getattr(convolution, name)() in (True, False)  # it can be measured
+        monkeypatch.setattr(convolution, name, lambda: request.param)
 
 
 @pytest.fixture

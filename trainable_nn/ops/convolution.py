@@ -9,7 +9,7 @@ With P a map of this package and DP its derivative, which is symmetric,
 The derivative of the normalisation is fused with its value, one pass over the weights (``csrc/weight_norm.h``). A
 convolution copies its kernel into blocks before it starts, so where the kernel is larger than the image x and dx go
 through P(w) as one batch; and where there are fewer pixels than filters the convolution is the matrix product of the
-kernel with the patches of x, which copies no kernel.
+kernel with the patches of x, which copies no kernel, if this machine's products keep pace (``pace``).
 
 The operators differentiate nothing: callers take another way where something does.
 Source: paper A, equations (18), (20) and (21).
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .entry_norm import kernels as entry_norm
+from .pace import channels_last_pays, matrices_beat_convolutions
 from .registry import define
 from .weight_norm import kernels as weight_norm
 
@@ -56,12 +57,17 @@ def _pixels(x: Tensor, kernel: Tensor, geometry) -> list[int]:
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
 
 
-def _as_matrices(x: Tensor, kernel: Tensor, geometry) -> bool:
-    """Whether the product with patches is the faster convolution: measured on oneDNN, fewer pixels than filters."""
+def _few_pixels(x: Tensor, kernel: Tensor, geometry) -> bool:
+    """Whether the outputs are so few that the patches cost little beside the kernel."""
     transposed, groups = geometry[3], geometry[5]
     if transposed or groups != 1 or x.device.type != "cpu":
         return False
     return 2 * len(x) * math.prod(_pixels(x, kernel, geometry)) <= len(kernel)
+
+
+def _as_matrices(x: Tensor, kernel: Tensor, geometry) -> bool:
+    """Whether the product with patches is the faster convolution."""
+    return _few_pixels(x, kernel, geometry) and matrices_beat_convolutions()
 
 
 def _patches(images: list[Tensor], kernel: Tensor, geometry) -> Tensor:
@@ -97,7 +103,7 @@ def _jvp(dw, dx, w, x, bias, normalisation, constants, *geometry):
         both = kernel.flatten(1) @ patches.flatten(1)
         t = both[:, n:].addmm_(along.flatten(1), patches[:, 0])
         return _add_bias(_image(both[:, :n], pixels), bias), _image(t, pixels)
-    if kernel.numel() > 4 * x.numel():
+    if kernel.numel() >= x.numel():
         both = _convolve(torch.cat((x, dx)), kernel, None, geometry)
         y = _add_bias(both[: len(x)].clone(), bias)
         return y.contiguous(), _convolve(x, along, None, geometry).add_(both[len(x) :]).contiguous()
@@ -115,7 +121,7 @@ def _tangent(dw, dx, w, x, normalisation, constants, *geometry):
 
 
 def _vjp(u, w, x, normalisation, constants, *geometry):
-    if _as_matrices(x, w, geometry):
+    if _few_pixels(x, w, geometry):  # faster than oneDNN's gradient of the kernel wherever it was measured
         dk = (u.transpose(0, 1).movedim(1, -1).flatten(1) @ _patches([x], w, geometry)[:, 0].mT).reshape(w.shape)
     else:
         dk = _gradient(u, x, w, geometry, of_kernel=True)
@@ -126,7 +132,7 @@ def _vjp(u, w, x, normalisation, constants, *geometry):
 
 
 def _gram(v, kernel, *geometry):
-    if v.dim() == 4 and v.device.type == "cpu" and v.numel() > kernel.numel():
+    if v.dim() == 4 and v.device.type == "cpu" and v.numel() > kernel.numel() and channels_last_pays():
         v = v.contiguous(memory_format=torch.channels_last)  # then oneDNN keeps the image as it is between the two
     return _gradient(_convolve(v, kernel, None, geometry), v, kernel, geometry, of_kernel=False).contiguous()
 

@@ -82,6 +82,9 @@ def _first(problem: Problem) -> tuple[FirstSigma | None, list[Hypothesis]]:
     if x is None or not problem.model.get_parameter(f"{first.path}.weight".lstrip(".")).requires_grad:
         remedy = "Its weights must be trained, and it must see one vector a sample: flatten before it."
         return None, [_row(FIRST, THEOREM_47, first.path, False, remedy=remedy)]
+    if _is_used_elsewhere(problem.model, first.path):
+        remedy = "Another layer has the same tensor, and what it does may undo what the first does. Give it weights of its own."
+        return None, [_row(FIRST, THEOREM_47, first.path, False, remedy=remedy)]
     independent = samples.independence(x, bias=bool(first.bias), roundoff=problem.data_roundoff)
     n, d = x.shape
     most = d + bool(first.bias)
@@ -100,6 +103,13 @@ def _first(problem: Problem) -> tuple[FirstSigma | None, list[Hypothesis]]:
     if not sigma.is_by_units:
         rows.append(_units_row(sigma))
     return sigma, rows
+
+
+def _is_used_elsewhere(model: nn.Module, path: str) -> bool:
+    """Whether a parameter of this layer stands in the model under another name, too."""
+    own = {id(p) for p in model.get_submodule(path).parameters(recurse=False)}
+    names = [name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in own]
+    return len(names) > len(own)
 
 
 def _units_row(sigma: FirstSigma) -> Hypothesis:

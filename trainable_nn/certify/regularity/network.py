@@ -136,12 +136,10 @@ class PreparedNetwork:
     def _piece(self, index: int, radius: float) -> NetworkRegularity:
         graph = self._graphs[index] or read_graph(self.model, self.pieces[index], self.rules, self._known)
         ball = Ball(radius, 1 if self.mixes_samples else len(self.pieces[index]), self._measured[index])
-        sweep = Sweep(graph, ball)
-        names = _names(self.model, graph)
-        order = list(dict.fromkeys(names[c.step, c.effect.name] for c in sweep.columns))
+        sweep = Sweep(graph, ball, _names(self.model, graph))
+        order = list(sweep.parameters)
         group = np.zeros((len(order), len(sweep.columns)))
-        for place, column in enumerate(sweep.columns):
-            group[order.index(names[column.step, column.effect.name]), place] = 1.0
+        group[sweep.parameter_of, np.arange(len(sweep.columns))] = 1.0
         c, Q = _grouped(group, sweep)
         value = norm_at_most(sweep.states[-1].size)
         found = NetworkRegularity(0.0, 0.0, value, _rows(graph, sweep), tuple(order), c, Q, radius)

@@ -6,10 +6,12 @@ value measured at the centre plus the most that it can drift. For Jacobians T of
     T(theta) - T0 = J (T' (theta) - T0') + (J - J0) T0',
 
 so drift = J drift' + \|J - J0\| \|T0'\|, and as the radius shrinks the bound tends to the norm of the product itself, not
-to the product of norms.
+to the product of norms. A parameter that is used more than once moves all its uses together: their speeds add up, and
+only then do the parameters share the radius.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,16 +37,21 @@ class Column:
 
 
 class Sweep:
-    """States of all steps on the ball, columns of all parameters, and the backward bounds."""
+    """States of all steps on the ball, columns of all parameters, and the backward bounds.
 
-    def __init__(self, graph: Graph, ball: Ball) -> None:
-        self.graph, self.ball, self.known = graph, ball, ball.memo
+    names: (step, name of a parameter there) -> the parameter; what has one value is one tensor.
+    """
+
+    def __init__(self, graph: Graph, ball: Ball, names: Mapping[tuple[int, str], str]) -> None:
+        self.graph, self.ball, self.known, self.names = graph, ball, ball.memo, names
         self.uses = {i: u for u, i in enumerate(i for i, n in enumerate(graph.nodes) if n.step.parameters)}
         self.keeps_jacobians = self._affordable()
         self.sizes = np.array([graph.nodes[i].value.numel() // ball.samples for i in self.uses])
         self.states: list[State] = []
         self.locals: list[list[Local]] = []
         self.columns: list[Column] = []
+        self.parameters: dict[str, int] = {}  # in the order of their first use
+        self.parameter_of: list[int] = []  # of each column
         self.own: dict[int, list[int]] = {}
         self._readers = np.zeros(len(graph.nodes), dtype=int)
         for node in graph.nodes:
@@ -77,6 +84,15 @@ class Sweep:
         joint = [float(times(tau[:, c.use].max(), c.effect.whole)) for c in self.columns]
         return Tangents(each, np.minimum(joint, _root_of_squares(each)))
 
+    def _by_parameter(self, at: Tangents) -> Tangents:
+        """One column for each parameter, the sum over its uses."""
+        if len(self.parameters) == len(self.columns):
+            return at
+        each, whole = np.zeros((len(self.parameters), self.ball.samples)), np.zeros(len(self.parameters))
+        np.add.at(each, self.parameter_of, at.each.T)
+        np.add.at(whole, self.parameter_of, at.whole)
+        return Tangents(each.T, whole)
+
     def _forward(self, index: int, node: Node) -> None:
         ball, step = self.ball.at(index), node.step
         inputs = [self.states[i] for i in node.inputs]
@@ -95,6 +111,7 @@ class Sweep:
             for effect in step.effects(ball, inputs[0]):
                 self.own[index].append(len(self.columns))
                 self.columns.append(Column(self.uses[index], index, effect))
+                self.parameter_of.append(self.parameters.setdefault(self.names[index, effect.name], len(self.parameters)))
             tau[:, self.uses[index]] += 1.0
         jacobians, centre, drift = self._measured(index, node, inputs, local, tau)
         tau = np.minimum(tau, centre + drift)
@@ -108,7 +125,7 @@ class Sweep:
     def _state(self, index, inputs, local, tau, drift, centre, jacobians) -> State:
         ball, node = self.ball.at(index), self.graph.nodes[index]
         error = sum(times(here.J, x.error) for here, x in zip(local, inputs)) + node.step.error(ball, inputs)
-        reach = self._tangents(tau)
+        reach = self._by_parameter(self._tangents(tau))
         now = ball.measured("norms", lambda: frobenius_at_most(ball.rows(node.value)))
         most = node.step.size(ball, inputs, local)
         delta = np.minimum(times(ball.radius, _root_of_squares(reach.each.T)) + error, now + most)

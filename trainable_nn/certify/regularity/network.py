@@ -92,9 +92,11 @@ class PreparedNetwork:
     Jacobian of a stretch of it is kept gives up its values after the first radius: what further radii ask was measured.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, *, rules: Mapping[type, Rule] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, *, rules: Mapping[type, Rule] | None = None, known: dict | None = None
+    ) -> None:
         self.model, self.inputs, self.rules = model, inputs, RULES if rules is None else rules
-        self._known: dict = {}  # steps of layers and norms of their weights
+        self._known: dict = {} if known is None else known  # steps of layers and norms of their weights
         probe = graph_of(model, inputs[: min(2, len(inputs))], self.rules, self._known)
         check_inputs(model, inputs)
         for node in probe.nodes:
@@ -136,7 +138,7 @@ class PreparedNetwork:
     def _piece(self, index: int, radius: float) -> NetworkRegularity:
         graph = self._graphs[index] or read_graph(self.model, self.pieces[index], self.rules, self._known)
         ball = Ball(radius, 1 if self.mixes_samples else len(self.pieces[index]), self._measured[index])
-        sweep = Sweep(graph, ball, _names(self.model, graph))
+        sweep = Sweep(graph, ball, parameter_names(self.model, graph))
         order = list(sweep.parameters)
         group = np.zeros((len(order), len(sweep.columns)))
         group[sweep.parameter_of, np.arange(len(sweep.columns))] = 1.0
@@ -208,7 +210,7 @@ def check_inputs(model: nn.Module, inputs: Tensor) -> None:
             raise TypeError(f"{name}: the parameter has dtype {parameter.dtype}, and real floats are needed. Convert it.")
 
 
-def _names(model: nn.Module, graph: Graph) -> dict[tuple[int, str], str]:
+def parameter_names(model: nn.Module, graph: Graph) -> dict[tuple[int, str], str]:
     """Each use's parameter, by the first of its names; a tensor that stands twice is one parameter."""
     first: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

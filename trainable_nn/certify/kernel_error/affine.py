@@ -1,0 +1,108 @@
+r"""Rounding of affine layers y = P(w) * x + b, and of their rows.
+
+With D the gradients in y and V the patches of x, a row in w is P'(w)[D V^T], and \|\|D V^T\|\| <= \|\|D\|\| g \|x\|, g the root of how often one
+pixel is used. So errors d of D and e of x give \|\|P'\|\| g (d \|x\| + \|\|D\|\| e), and the sum over T positions gamma_T of the product of
+the sizes. P and P' as computed err relatively, entry by entry or row by row (``RELATIVE``).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import UnboundedError
+from ...theory.parameterisation_balls import IdentityConstants
+from ...theory.parameterisations import EntryNormConstants, WeightNormConstants
+from ..regularity.affine import Affine
+from ..regularity.patches import applied
+from ..regularity.states import Ball
+from .rules import Rounding
+from .states import LOST, UP, Gradients, Part, U, Value, gamma, norms
+
+# of P'(w)[m], relative to sup ||P'|| ||m||: an entry's factor is a product; a row's is gain rho (m - n <n, m>), |n| <= 1
+RELATIVE = {
+    IdentityConstants: lambda columns: 0.0,
+    EntryNormConstants: lambda columns: 48 * U,
+    WeightNormConstants: lambda columns: 4 * (columns + 16) * U,
+}
+
+
+class AffineRounding(Rounding):
+    """Dense layers and convolutions, by inner products."""
+
+    def check(self, step: Affine) -> None:
+        if step.trains_weight and type(step.options) not in RELATIVE:
+            raise UnboundedError(
+                f"{step.path}: nothing bounds the rounding of the derivative of {step.kind}'s normalisation. Freeze its weight, "
+                f"or use an entry or weight normalised layer."
+            )
+
+    def slope(self, step: Affine, position: int) -> float:
+        return step.norm_now
+
+    def forward(self, step: Affine, inputs: Sequence[Value]) -> np.ndarray:
+        (x,) = inputs
+        bias = None if step.bias is None else step.bias.abs()
+        size = norms(applied(step.module, step.weight.abs(), x.values.abs(), bias))
+        own = gamma(step.free.shape[1] + 4) + _weight_error(step)
+        return (_carried(step, x.error) + own * (size + _far(step, x.error))) * UP + LOST
+
+    def backward(self, step: Affine, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
+        (x,) = inputs
+        size = norms(_pulled(step, x.values, y.size))
+        own = gamma((len(step.weight) // step.groups + 1) * _uses(step) + 8) + _weight_error(step)
+        return [(_carried(step, y.error) + own * (size + _far(step, y.error))) * UP + LOST]
+
+    def parts(self, step: Affine, x: Value, y: Gradients) -> list[Part]:
+        found, rows = [], len(step.weight) // step.groups
+        positions = y.size[0].numel() // len(step.weight)
+        if step.trains_weight:
+            slope, columns = step.slope(Ball(0.0, len(x.error))), step.free.shape[1]
+            size = slope * step.growth * x.norm * y.norm * UP
+            error = slope * step.growth * (y.error * x.norm + y.norm * x.error) * UP
+            error = (error + (gamma(positions + 4) + RELATIVE[type(step.options)](columns)) * size) * UP + LOST
+            taps = 1 if step.is_dense else step.weight.shape[2]
+            depth = columns + rows + 2 * positions + 64
+            found.append(Part(step.parameters[0], error, size, step.weight.numel(), depth, rows * taps + 8))
+        if step.trains_bias:
+            root = math.sqrt(positions) * UP
+            error = root * (y.error + gamma(positions + 4) * y.norm) * UP + LOST
+            found.append(Part(step.parameters[-1], error, root * y.norm * UP, len(step.weight), 0, 8))
+        return found
+
+
+def _weight_error(step: Affine) -> float:
+    """Of each computed entry of P(w), relatively; twice that between two computations."""
+    if isinstance(step.options, IdentityConstants):
+        return 0.0
+    return 2 * step.options.rounding_allowance(step.free.shape[1], U)
+
+
+def _carried(step: Affine, error: np.ndarray) -> np.ndarray:
+    """||P(w) *|| error; the norm is not asked for where there is none."""
+    return error if not error.any() else step.norm_now * error
+
+
+def _far(step: Affine, error: np.ndarray) -> np.ndarray:
+    """|| |W| 2 v || for |v| <= error."""
+    return 2 * step.growth * step.length * error
+
+
+def _uses(step: Affine) -> int:
+    """How often one pixel is used at most."""
+    return math.ceil(step.growth**2 * (1 - 1e-12))
+
+
+def _pulled(step: Affine, x: Tensor, y: Tensor) -> Tensor:
+    """|W|^T y."""
+    weight, m = step.weight.abs(), step.module
+    if step.is_dense:
+        return y @ weight
+    if m.padding_mode == "zeros" and not isinstance(m.padding, str):
+        geometry = (list(m.stride), list(m.padding), list(m.dilation), False, [0] * len(m.stride), m.groups)
+        return torch.ops.aten.convolution_backward(y, x, weight, None, *geometry, [True, False, False])[0]
+    with torch.enable_grad():
+        point = x.detach().requires_grad_()
+        return torch.autograd.grad(applied(m, weight, point, None), point, y)[0]

@@ -1,0 +1,83 @@
+r"""What is known of one step's value and gradients, whichever computation in float64 made them.
+
+``error`` bounds the Euclidean distance of any computed quantity from the exact one, sample by sample. Two computed ones
+are thus at most twice that apart, and a size that is measured on one of them holds for all with 2 ``error`` added.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from ..regularity.norms import frobenius_at_most
+
+U = 2.0**-53
+UP = 1.0 + 2.0**-20  # of each measured number: above the rounding of sums of 2^30 terms of one sign
+LOST = 2.0**-450  # of each vector: above what underflows in it, 2^-1022 for each operation
+
+
+def gamma(terms: float) -> float:
+    """gamma_k = k u / (1 - k u): of a sum of products in any order, relative to the sum of their sizes."""
+    return terms * U / (1.0 - terms * U) * (1.0 + 8 * U)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A step's output, as computed here, (batch, ...), and how far a computed one is from the exact, (batch,)."""
+
+    values: Tensor
+    error: np.ndarray
+
+    @property
+    def norm(self) -> np.ndarray:
+        """At least that of the exact output and of every computed one."""
+        return norms(self.values) + 2 * self.error * UP
+
+    @property
+    def entries(self) -> int:
+        """Of one sample."""
+        return self.values[0].numel()
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Of all outputs of a sample together, in one step's output.
+
+    size: (batch, ...), entry by entry the root of the sum of squares over the outputs, as computed here.
+    error: (batch,), how far the computed ones are from the exact, over entries and outputs (Frobenius).
+    """
+
+    size: Tensor
+    error: np.ndarray
+
+    @property
+    def norm(self) -> np.ndarray:
+        """At least the Frobenius norm of the exact ones and of every computed ones."""
+        return norms(self.size) + 2 * self.error * UP
+
+    @property
+    def peak(self) -> np.ndarray:
+        """At least ``size`` at each entry, of the exact ones and of every computed ones."""
+        return self.size.flatten(1).amax(1).numpy() * UP + 2 * self.error * UP
+
+
+def norms(values: Tensor) -> np.ndarray:
+    """(batch,), not below the Euclidean norms of the samples."""
+    return frobenius_at_most(values.flatten(1)) * UP + LOST
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of the Jacobian in one parameter at one of its uses, all outputs of a sample together.
+
+    error: (batch,), Frobenius distance of the computed rows from the exact.  size: (batch,), at least their norm, and
+    at least the product of the norms of the factors that they are contracted from.  columns: of the rows.  depth: the
+    longest chain of roundings where products of factors meet.  additions: of products of rows, piece by piece.
+    """
+
+    name: str
+    error: np.ndarray
+    size: np.ndarray
+    columns: int
+    depth: int
+    additions: int

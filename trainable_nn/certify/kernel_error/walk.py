@@ -1,0 +1,110 @@
+"""Through the network and back: the error of each value, of each gradient, and of the rows of each parameter."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..regularity.affine import Affine
+from ..regularity.elementwise import Elementwise
+from ..regularity.graph import Graph
+from ..regularity.normalisation import FixedNormalisation
+from ..regularity.steps import FixedLinear, Kinked, Sum
+from .affine import AffineRounding
+from .normalisation import FixedNormalisationRounding
+from .rules import ElementwiseRounding, FixedLinearRounding, KinkedRounding, Rounding, SumRounding, rule_of
+from .states import LOST, UP, Gradients, Part, U, Value
+
+RULES: dict[type, Rounding] = {
+    Affine: AffineRounding(),
+    Sum: SumRounding(),
+    FixedLinear: FixedLinearRounding(),
+    Elementwise: ElementwiseRounding(),
+    Kinked: KinkedRounding(),
+    FixedNormalisation: FixedNormalisationRounding(),
+}
+
+
+def check(graph: Graph) -> None:
+    """Whether every step has a rule.
+
+    Raises:
+        UnboundedError: one has none, by its path.
+    """
+    for node in graph.nodes[1:]:
+        rule_of(node.step, RULES)
+
+
+def errors_of(graph: Graph, uses: Iterable[int]) -> list[tuple[int, Part]]:
+    """For each of these steps the parts of its parameters, with the step's place.
+
+    Cost:
+        One forward and one backward pass with absolute values, and a backward pass for each output of a sample.
+    """
+    uses = sorted(uses)
+    values = _forward(graph)
+    sizes = _sizes(graph, uses[0])
+    return [(i, part) for i, y in _backward(graph, values, sizes) if i in uses for part in _parts(graph, values, i, y)]
+
+
+def _forward(graph: Graph) -> list[Value]:
+    values = [Value(graph.nodes[0].value, np.zeros(len(graph.nodes[0].value)))]
+    for node in graph.nodes[1:]:
+        inputs = [values[i] for i in node.inputs]
+        values.append(Value(node.value, rule_of(node.step, RULES).forward(node.step, inputs)))
+    return values
+
+
+def _sizes(graph: Graph, start: int) -> dict[int, Tensor]:
+    """The gradients' sizes at each step from this one on that the output is computed from."""
+    nodes, values, places = graph.nodes, [], []
+    with torch.enable_grad():
+        for index, node in enumerate(nodes):
+            if index < start:
+                values.append(node.value.detach())
+                continue
+            inputs = [values[i] for i in node.inputs]
+            moves = any(v.requires_grad for v in inputs)
+            values.append(node.step.forward(*inputs) if moves else node.value.detach().requires_grad_())
+            places.append(index)
+        wanted = [values[i] for i in places]
+        flat = values[-1].flatten(1)
+        squares = [torch.zeros_like(v) for v in wanted]
+        outputs = flat.shape[1]
+        for k in range(outputs):
+            last = k == outputs - 1
+            found = torch.autograd.grad(flat[:, k].sum(), wanted, retain_graph=not last, allow_unused=True)
+            for square, gradient in zip(squares, found):
+                if gradient is not None:
+                    square.addcmul_(gradient, gradient)
+    return {i: square.sqrt_().mul_(UP).add_(LOST).detach() for i, square in zip(places, squares)}
+
+
+def _backward(graph: Graph, values: list[Value], sizes: dict[int, Tensor]):
+    """(place, its gradients), from the output back to the first step of ``sizes``."""
+    nodes, count = graph.nodes, len(graph.nodes[0].value)
+    error = {i: np.zeros(count) for i in sizes}
+    passed = {i: np.zeros(count) for i in sizes}  # sizes of what is added up where a value is read more than once
+    readers = dict.fromkeys(sizes, 0)
+    for node in nodes:
+        for i in node.inputs:
+            readers[i] = readers.get(i, 0) + 1
+    for index in sorted(sizes, reverse=True):
+        error[index] = error[index] + (readers[index] + 2) * U * passed[index] * UP
+        y = Gradients(sizes.pop(index), error[index])
+        yield index, y
+        node = nodes[index]
+        if not any(i in error for i in node.inputs):
+            continue
+        rule, inputs = rule_of(node.step, RULES), [values[i] for i in node.inputs]
+        for position, (i, found) in enumerate(zip(node.inputs, rule.backward(node.step, inputs, y))):
+            if i in error:
+                error[i] = error[i] + found
+            if i in error and readers[i] > 1:
+                passed[i] = passed[i] + rule.slope(node.step, position) * y.norm
+
+
+def _parts(graph: Graph, values: list[Value], index: int, y: Gradients) -> list[Part]:
+    node = graph.nodes[index]
+    return rule_of(node.step, RULES).parts(node.step, values[node.inputs[0]], y)

@@ -44,11 +44,26 @@ class Problem:
     def outputs_at(self, values: dict[str, Tensor]) -> Tensor:
         """The outputs with other parameters; batch norm writes into buffers of its own."""
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        return torch.func.functional_call(self.model, {**buffers, **values}, (self.inputs,))
+        given = _once_for_each_module(self.model, {**buffers, **values})
+        return torch.func.functional_call(self.model, given, (self.inputs,), tie_weights=False)
 
     @property
     def excess(self) -> float | None:
         return None if self.initial_loss is None else max(self.initial_loss - self.cost.infimum, 0.0)
+
+
+def _once_for_each_module(model: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values by names that reach every tensor of every module, and no module twice.
+
+    With ties of its own functional_call leaves the new values in a module that stands at two paths (torch 2.13).
+    """
+    first = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    found = {}
+    for path, module in model.named_modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and first[id(tensor)] in values:
+                found[f"{path}.{name}".lstrip(".")] = values[first[id(tensor)]]
+    return found
 
 
 def problem_of(

@@ -48,7 +48,7 @@ def pooled_conv(graph: Graph, module: PooledConv2d, path: str, source: int) -> i
 def pooled_sequential(graph: Graph, module: PooledSequential, path: str, source: int) -> int:
     """layers(x) + the pooled path."""
     last = source
-    for name, child in module.named_children():
+    for name, child in module._modules.items():
         last = graph.read(child, f"{path}.{name}".lstrip("."), last)
     pooled = pooled_path(graph, path, source, module.out_channels, module.stride)
     return graph.add(Sum(path, (1.0, 1.0)), last, pooled)

@@ -25,7 +25,7 @@ from .steps import Kinked
 
 
 def sequential(graph: Graph, module: nn.Module, path: str, source: int) -> int:
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # named_children leaves out a module that stands there again
         source = graph.read(child, f"{path}.{name}".lstrip("."), source)
     return source
 

@@ -27,6 +27,7 @@ def descent_on_ball(
     kinked: bool,
     watch: Watch,
     step: float | None,
+    known: dict | None = None,
 ) -> tuple[Descent | Gap | None, float | None, list[Hypothesis]]:
     """The descent (with this step, or with the longest found) or the gap, a bound of ||DF|| here, rows on the layers."""
     centre = extremes.smallest if extremes else 0.0
@@ -34,7 +35,7 @@ def descent_on_ball(
     if kinked:  # no ball has a finite Lipschitz constant of DF, and the complaint says so
         return None, largest, []
     try:
-        prepared = PreparedNetwork(problem.model, problem.inputs)
+        prepared = PreparedNetwork(problem.model, problem.inputs, known=known)
         told = lambda done, total: watch("bounds at the weights", done, total)
         here = prepared.on_ball(0.0, centre_jacobian=largest, watch=told)
     except (TrainableNNError, ValueError, TypeError, NotImplementedError) as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..linop import ntk
 from ..theory.rounding import ROUNDOFF, down, up
 from ..theory.samples import SVD_CONSTANT
+from .entries import Entries, entries_of
 from .held import with_held_weights
 from .problem import Problem
 from .seen import Seen, backward_work, samples_meet, see
@@ -37,19 +38,24 @@ class Extremes:
     """Bounds of sigma_min and sigma_max of DF at one point, over the output side.
 
     ``largest`` is None where only some of the parameters were taken: then it bounds nothing. ``source`` says which.
+    ``entries`` says what both rest on, None where no matrix was computed.
     """
 
     smallest: float
     largest: float | None
     source: str
     parameters: int
+    entries: Entries | None = None
 
 
-def jacobian_extremes(problem: Problem, budget: int, watch: Watch) -> Extremes:
+def jacobian_extremes(problem: Problem, budget: int, watch: Watch, known: dict | None = None) -> Extremes:
     """Bounds of the extreme singular values of DF(theta_0), all parameters where the budget allows, else the last ones.
 
+    known: keeps the norms of weights that the rounding of DF asks for.
+
     Cost:
-        At most ``budget`` bytes and WORK_PER_BYTE * budget multiplications, those of the backward passes included.
+        At most ``budget`` bytes and WORK_PER_BYTE * budget multiplications, those of the backward passes included; and
+        the passes of ``kernel_error``.
     """
     layers = see(problem.model, problem.inputs)
     outputs, parameters = problem.outputs.numel(), problem.parameters
@@ -61,32 +67,42 @@ def jacobian_extremes(problem: Problem, budget: int, watch: Watch) -> Extremes:
     if len(chosen) < len(parameters) and 24 * outputs**2 <= budget and work <= WORK_OF_NTK * WORK_PER_BYTE * budget:
         gram = _kernel(problem, list(parameters), budget, watch)
         if gram is not None:
-            return Extremes(*extremes_of_gram(gram, total), "exact tangent kernel of all parameters", total)
+            entries = _entries(problem, list(parameters), watch, known).of_kernel()
+            return Extremes(*extremes_of_gram(gram, total, entries), "exact tangent kernel of all parameters", total, entries)
     count = sum(parameters[name].numel() for name in chosen)
     if count < outputs:
         found = f"the last {count} parameters" if count else "no parameters"
         return Extremes(0.0, None, f"no Jacobian of {outputs} outputs fits the budget, only {found}", count)
-    smallest, largest, refused = _extremes(problem, chosen, count, budget, work, watch)
+    smallest, largest, entries, refused = _extremes(problem, chosen, count, budget, work, watch, known)
     if refused:
         return Extremes(0.0, None, f"Jacobian, which torch.func does not give ({refused})", count)
     if len(chosen) == len(parameters):
-        return Extremes(smallest, largest, "exact Gram matrix of all parameters", count)
+        return Extremes(smallest, largest, "exact Gram matrix of all parameters", count, entries)
     named = ", ".join(chosen[-3:]) + (", ..." if len(chosen) > 3 else "")
-    return Extremes(smallest, None, f"Gram matrix of the last {count} of {total} parameters ({named})", count)
+    return Extremes(smallest, None, f"Gram matrix of the last {count} of {total} parameters ({named})", count, entries)
 
 
 def _extremes(
-    problem: Problem, names: list[str], count: int, budget: int, work: float, watch: Watch
-) -> tuple[float, float, str]:
+    problem: Problem, names: list[str], count: int, budget: int, work: float, watch: Watch, known: dict | None
+) -> tuple[float, float, Entries | None, str]:
     """From a dense Jacobian where it is small, else from the kernel; with the reason where neither can be had."""
     if problem.outputs.numel() * count > DENSE_ENTRIES and work <= WORK_PER_BYTE * budget:
         gram = _kernel(problem, names, budget, watch)
         if gram is not None:
-            return *extremes_of_gram(gram, count), ""
+            entries = _entries(problem, names, watch, known).of_kernel()
+            return *extremes_of_gram(gram, count, entries), entries, ""
     try:
-        return *extremes_of(dense_jacobian(problem, names, watch)), ""
+        jacobian = dense_jacobian(problem, names, watch)
     except Exception as error:  # noqa: BLE001, torch.func refuses some forwards, in many ways
-        return 0.0, math.inf, " ".join(str(error).split())[:200]
+        return 0.0, math.inf, None, " ".join(str(error).split())[:200]
+    frobenius = float(torch.linalg.vector_norm(jacobian)) * (1 + 1e-12)
+    entries = _entries(problem, names, watch, known).of_jacobian(*jacobian.shape, frobenius)
+    return *extremes_of(jacobian, entries), entries, ""
+
+
+def _entries(problem: Problem, names: list[str], watch: Watch, known: dict | None) -> Entries:
+    watch("rounding of the Jacobian", 0, 1)
+    return entries_of(problem, names, known)
 
 
 def _affordable(problem: Problem, layers: Sequence[Seen], budget: int) -> list[str]:
@@ -150,29 +166,37 @@ def dense_jacobian(problem: Problem, names: list[str], watch: Watch) -> Tensor:
     return matrix
 
 
-def extremes_of(jacobian: Tensor) -> tuple[float, float]:
+def extremes_of(jacobian: Tensor, entries: Entries | None = None) -> tuple[float, float]:
     r"""A lower bound of sigma_min(J) over the output side and an upper bound of sigma_max(J), for J in float64.
 
     From the Gram matrix J J^T: its computed entries err by at most n u \|J\|\|J\|^T, so its eigenvalues by at most
     n u \|\|J\|\|_F^2, and LAPACK's by 10 m u times its norm. Where that hides the smallest, from the singular values
-    themselves. The entries of J are taken to carry 10 max(m, n) u \|\|J\|\|_F of rounding of their own (II.4.1 item 7).
+    themselves, which LAPACK finds to 10 max(m, n) u \|\|J\|\|_F. The entries of J carry rounding of their own: what is proved of
+    it, or 10 max(m, n) u \|\|J\|\|_F where nothing is (II.4.1 item 7).
     """
     rows, columns = jacobian.shape
-    if rows > columns:
-        return 0.0, up(float(torch.linalg.vector_norm(jacobian)), 4)
     frobenius = float(torch.linalg.vector_norm(jacobian)) * (1 + 1e-12)
-    own = SVD_CONSTANT * max(rows, columns) * ROUNDOFF * frobenius
-    smallest, largest = extremes_of_gram(jacobian @ jacobian.T, columns)
+    own = (entries or Entries()).of_jacobian(rows, columns, frobenius).taken
+    if rows > columns:
+        return 0.0, up(frobenius + own, 4)
+    gram = jacobian @ jacobian.T
+    smallest, largest = _ends(gram, columns * ROUNDOFF * float(gram.trace()) * (1 + 1e-9))
     if smallest < 1e-6 * largest and rows * rows * columns <= MOST_SVD:  # half of the digits are gone in the Gram matrix
         singular = np.linalg.svd(jacobian.numpy(), compute_uv=False)
-        smallest = max(smallest, float(singular[-1]) - own)
+        smallest = max(smallest, float(singular[-1]) - SVD_CONSTANT * columns * ROUNDOFF * frobenius)
     return down(max(smallest - own, 0.0), 4), up(largest + own, 4)
 
 
-def extremes_of_gram(gram: Tensor, columns: int) -> tuple[float, float]:
-    """The same from J J^T, for J with so many columns."""
-    rows = len(gram)
+def extremes_of_gram(gram: Tensor, columns: int, entries: Entries | None = None) -> tuple[float, float]:
+    """The same from J J^T as ``linop.ntk`` computes it, for J with so many columns."""
+    entries = entries or Entries()
+    smallest, largest = _ends(gram, entries.products(gram, columns))
+    return down(max(smallest - entries.taken, 0.0), 4), up(largest + entries.taken, 4)
+
+
+def _ends(gram: Tensor, products: float) -> tuple[float, float]:
+    """Roots of the extreme eigenvalues of J J^T, less and more the rounding of its products, and LAPACK's."""
     values = torch.linalg.eigvalsh(gram)
-    error = (columns + SVD_CONSTANT * rows) * ROUNDOFF * float(gram.trace()) * (1 + 1e-9)
+    error = products + SVD_CONSTANT * len(gram) * ROUNDOFF * float(gram.trace()) * (1 + 1e-9)
     least, most = float(values[0]) - error, float(values[-1]) + error
     return down(math.sqrt(max(least, 0.0)), 2), up(math.sqrt(most), 2)

@@ -79,13 +79,14 @@ def prove(
     seen = see(problem.model, problem.inputs)
     blame = complaints(seen)
     rows = [*_basic_rows(problem), *_function_rows(problem, blame)]
-    extremes = jacobian_extremes(problem, budget, watch) if all(r.holds for r in rows if r.grade) else None
+    known: dict = {}  # norms of weights, which two walks ask for
+    extremes = jacobian_extremes(problem, budget, watch, known) if all(r.holds for r in rows if r.grade) else None
     watch("layers of the theorem", 0, 1)
     layers = layers_of(problem)
     everywhere = layers.sigma_at_least(math.inf)
     rows += _rank_rows(problem, extremes, everywhere)
     kinked = any(row.name == SMOOTH for row in blame)
-    outcome, regular, local = descent_on_ball(problem, extremes, layers, everywhere, kinked, watch, step)
+    outcome, regular, local = descent_on_ball(problem, extremes, layers, everywhere, kinked, watch, step, known)
     check_by_draw(problem, seen, regular, generator)
     rows += [*covariance_rows(problem, seen), *layers.rows, *_cost_rows(problem, everywhere), *local, *ball_rows(outcome)]
     grade = _grade(rows, extremes, outcome, everywhere)
@@ -104,11 +105,10 @@ def _certificate(problem, grade, rows, extremes, everywhere, descent, jacobian_u
         sigma, source = extremes.smallest, f"{extremes.source}, at the present weights"
     if descent is not None and descent.sigma > sigma:
         sigma, source = descent.sigma, "present weights and the bounds on the ball"
-    notes = (
-        ()
-        if extremes is None
-        else (f"lambda at the present weights: {extremes.smallest**2:.4g} ({extremes.source}).",)
-    )
+    notes = ()
+    if extremes is not None:
+        notes = (f"lambda at the present weights: {extremes.smallest**2:.4g} ({extremes.source}).",)
+        notes += extremes.entries.note() if extremes.entries is not None else ()
     return Certificate(
         grade=grade,
         hypotheses=tuple(rows),
@@ -201,19 +201,11 @@ def _rank_rows(problem: Problem, extremes: Extremes | None, everywhere: float) -
     )
     if extremes is not None and extremes.smallest == 0.0:
         remedy = f"Found from the {extremes.source}. {remedy}"
-    return [
-        Hypothesis(
-            "lambda_min(DF DF^T) > 0 here",
-            "paper A, Theorem 2.4",
-            "",
-            sigma > 0,
-            sigma * sigma,
-            0.0,
-            "measured",
-            remedy,
-            "measured",
-        )
-    ]
+    name, source = "lambda_min(DF DF^T) > 0 here", "paper A, Theorem 2.4"
+    rows = [Hypothesis(name, source, "", sigma > 0, sigma * sigma, 0.0, "measured", remedy, "measured")]
+    if extremes is not None and extremes.entries is not None:
+        rows.append(extremes.entries.row())
+    return rows
 
 
 def _cost_rows(problem: Problem, everywhere: float) -> list[Hypothesis]:

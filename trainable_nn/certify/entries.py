@@ -1,0 +1,67 @@
+"""The rounding of a computed Jacobian's own entries: proved where the network's steps have rules, else assumed and said so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..errors import TrainableNNError
+from ..theory.rounding import ROUNDOFF, up
+from ..theory.samples import SVD_CONSTANT
+from .certificate import Hypothesis
+from .kernel_error import JacobianError, jacobian_error_at_most
+from .layers import path_in, sentence
+from .problem import Problem
+
+PROVED = "the rounding of DF's entries is bounded"
+ASSUMED = "the rounding of DF's entries is as assumed"
+
+
+@dataclass(frozen=True)
+class Entries:
+    r"""error: what is proved, None where nothing is; reason: why not, and path: of the step that stands against it.
+
+    taken: the Frobenius norm that counts, 0 where entries are taken as exact.
+    """
+
+    error: JacobianError | None = None
+    reason: str = ""
+    path: str = ""
+    taken: float = 0.0
+
+    def of_jacobian(self, rows: int, columns: int, frobenius: float) -> Entries:
+        r"""With what counts for a matrix of this size: the proof, or 10 max(rows, columns) u \|\|J\|\|_F (II.4.1 item 7)."""
+        assumed = SVD_CONSTANT * max(rows, columns) * ROUNDOFF * frobenius
+        return replace(self, taken=up(assumed, 4) if self.error is None else self.error.jacobian)
+
+    def of_kernel(self) -> Entries:
+        """With what counts for a kernel: the proof; without one entries are taken as exact."""
+        return self if self.error is None else replace(self, taken=self.error.jacobian)
+
+    def products(self, gram: Tensor, columns: int) -> float:
+        r"""Of the products of rows in a kernel by layers: proved, or columns u \|\|J\|\|_F^2 of plain inner products."""
+        if self.error is not None:
+            return self.error.products(gram)
+        return columns * ROUNDOFF * float(gram.trace()) * (1 + 1e-9)
+
+    def row(self) -> Hypothesis:
+        """A row that says on which of the two the present lambda rests."""
+        if self.error is not None:
+            source = "rounding carried through the network (Higham 2002, chapter 3)"
+            return Hypothesis(PROVED, source, "", True, self.taken, None, grade="ball")
+        return Hypothesis(ASSUMED, "II.4.1 item 7", self.path, True, self.taken, None, "measured", self.reason, "ball")
+
+    def note(self) -> tuple[str, ...]:
+        """What a reader must know beside the numbers."""
+        if self.error is not None:
+            return ()
+        return (f"The rounding of DF's entries is assumed, not proved: {self.reason}",)
+
+
+def entries_of(problem: Problem, names: list[str], known: dict | None) -> Entries:
+    """What is proved of the Jacobian in these parameters; ``known`` keeps norms of weights for the bounds that follow."""
+    try:
+        return Entries(jacobian_error_at_most(problem.model, problem.inputs, names=names, known=known))
+    except (TrainableNNError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        return Entries(None, sentence(error), path_in(error, problem.model))

@@ -14,7 +14,7 @@ from . import (
     report,
     theory,
 )
-from .certify import Certificate, PathCertificate, certify, certify_path, verify
+from .certify import Certificate, KernelError, PathCertificate, certify, certify_path, kernel_error_at_most, verify
 from .checkpoint import Checkpoint, load, save
 from .convert import Plan, Recipe, convert_model, fold, plan
 from .modules import (
@@ -66,6 +66,7 @@ __all__ = [
     "FlooredBatchNorm1d",
     "FlooredBatchNorm2d",
     "FlooredBatchNorm3d",
+    "KernelError",
     "OrthogonalDownsample2d",
     "OrthogonalReadout",
     "PathCertificate",
@@ -95,6 +96,7 @@ __all__ = [
     "errors",
     "fold",
     "functional",
+    "kernel_error_at_most",
     "linop",
     "load",
     "modules",

@@ -12,8 +12,10 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ..errors import OptionError
+from ..certify.kernel_error import KernelError, kernel_error_at_most
+from ..errors import OptionError, TrainableNNError
 from ..linop import KernelExtremes, kernel_extremes, noise_floor, ntk
+from ..linop.data_spectrum import least_eigenvalue_at_least
 from ..theory import TrainingPrediction, predict_training
 from .certify import Request
 from .ntk_plot import kernel_figure
@@ -36,7 +38,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A kernel's spectrum, and the losses of as many steps of gradient descent, predicted and measured."""
+    """A kernel's spectrum, and the losses of as many steps of gradient descent, predicted and measured.
+
+    rounding: what is proved of the kernel's entries, None where nothing is, and ``unproved`` says why. smallest_at_least: a
+    lower bound of lambda(DF), proved where the rounding is.
+    """
 
     samples: int
     outputs: int
@@ -44,6 +50,9 @@ class Outcome:
     dtype: str
     extremes: KernelExtremes
     noise_floor: float
+    rounding: KernelError | None
+    unproved: str
+    smallest_at_least: float
     prediction: TrainingPrediction
     step_size: float
     predicted: list[float]
@@ -52,7 +61,7 @@ class Outcome:
 
     @property
     def has_full_rank(self) -> bool:
-        return self.extremes.smallest_at_least > 0
+        return self.smallest_at_least > 0
 
 
 def show_kernel(request: Request, settings: Settings, *, as_json: bool) -> int:
@@ -80,6 +89,11 @@ def _outcome(model: nn.Module, images: Tensor, start: Tensor, targets: Tensor, s
         layers = {name: (float(part.trace()), float(torch.linalg.eigvalsh(part)[-1])) for name, part in found.items()}
         found = sum(found.values())
     floor = noise_floor(found, start.dtype)
+    rounding, unproved = _rounding(model, images, found, settings.single)
+    ends = kernel_extremes(found, error=floor if rounding is None else rounding.kernel)
+    least = ends.smallest_at_least
+    if rounding is not None:
+        least = max(least, rounding.smallest_at_least(least_eigenvalue_at_least(found.cpu(), ends.smallest)))
     prediction = predict_training(found, start - targets)
     step = 0.5 * prediction.largest_stable_step if settings.step_size is None else settings.step_size
     if not 0.0 < step < math.inf:
@@ -89,14 +103,27 @@ def _outcome(model: nn.Module, images: Tensor, start: Tensor, targets: Tensor, s
         start[0].numel(),
         sum(p.numel() for p in model.parameters() if p.requires_grad),
         str(start.dtype).removeprefix("torch."),
-        kernel_extremes(found, error=floor),
+        ends,
         floor,
+        rounding,
+        unproved,
+        least,
         prediction,
         step,
         prediction.predict_loss(range(settings.steps + 1), step).tolist(),
         _measured(model, images, targets, step, settings.steps),
         layers,
     )
+
+
+def _rounding(model: nn.Module, images: Tensor, kernel: Tensor, single: bool) -> tuple[KernelError | None, str]:
+    """What is proved of the kernel's entries, or why nothing is."""
+    if single:
+        return None, "it was computed in float32"
+    try:
+        return kernel_error_at_most(model, images, kernel), ""
+    except (TrainableNNError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        return None, " ".join(str(error).split())
 
 
 def _measured(model: nn.Module, images: Tensor, targets: Tensor, step: float, steps: int) -> list[float]:
@@ -122,6 +149,9 @@ def _as_dict(outcome: Outcome) -> dict:
     return {
         **{key: getattr(outcome, key) for key in ("samples", "outputs", "parameters", "dtype", "noise_floor")},
         "full_rank": outcome.has_full_rank,
+        "smallest_at_least": outcome.smallest_at_least,
+        "rounding": None if outcome.rounding is None else asdict(outcome.rounding),
+        "unproved": outcome.unproved,
         "extremes": asdict(outcome.extremes),
         "condition_number": prediction.condition_number,
         "effective_dimension": prediction.effective_dimension(),
@@ -139,6 +169,7 @@ def _print(outcome: Outcome, settings: Settings) -> None:
     rows = [
         ("smallest eigenvalue, lambda(DF)", number(ends.smallest), _between(ends.smallest_at_least, ends.smallest_at_most)),
         ("largest eigenvalue", number(ends.largest), _between(ends.largest_at_least, ends.largest_at_most)),
+        ("lambda(DF), at least", number(outcome.smallest_at_least), "proved" if outcome.rounding else "rounding estimated"),
         ("noise floor (estimated rounding)", number(outcome.noise_floor), ""),
         ("condition number", number(prediction.condition_number), ""),
         ("effective dimension", number(prediction.effective_dimension()), f"of {len(prediction.eigenvalues)}"),
@@ -148,7 +179,11 @@ def _print(outcome: Outcome, settings: Settings) -> None:
         f"Tangent kernel of {outcome.samples} images with {outcome.outputs} outputs, {outcome.parameters} parameters, "
         f"{outcome.dtype}"
     )
-    caption = "Bounds are proved of the matrix, widened by the noise floor, which is an estimate."
+    caption = (
+        f"Bounds are proved, with a rounding of the kernel of at most {number(outcome.rounding.kernel)} counted."
+        if outcome.rounding is not None
+        else f"Bounds are proved of the matrix, widened by the noise floor, which is an estimate: {outcome.unproved}"
+    )
     out.print(table(title, ("", "value", "between"), rows, caption=caption))
     if outcome.layers:
         total = sum(trace for trace, _ in outcome.layers.values())

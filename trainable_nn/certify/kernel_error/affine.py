@@ -45,19 +45,19 @@ class AffineRounding(Rounding):
     def forward(self, step: Affine, inputs: Sequence[Value]) -> np.ndarray:
         (x,) = inputs
         bias = None if step.bias is None else step.bias.abs()
-        size = norms(applied(step.module, step.weight.abs(), x.values.abs(), bias))
+        size = norms(applied(step.module, step.weight.abs(), x.values.abs(), bias), len(x.error))
         own = gamma(step.free.shape[1] + 4) + _weight_error(step)
         return (_carried(step, x.error) + own * (size + _far(step, x.error))) * UP + LOST
 
     def backward(self, step: Affine, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         (x,) = inputs
-        size = norms(_pulled(step, x.values, y.size))
+        size = norms(_pulled(step, x.values, y.size), len(x.error))
         own = gamma((len(step.weight) // step.groups + 1) * _uses(step) + 8) + _weight_error(step)
         return [(_carried(step, y.error) + own * (size + _far(step, y.error))) * UP + LOST]
 
     def parts(self, step: Affine, x: Value, y: Gradients) -> list[Part]:
         found, rows = [], len(step.weight) // step.groups
-        positions = y.size[0].numel() // len(step.weight)
+        positions = y.entries // len(step.weight)
         if step.trains_weight:
             slope, columns = step.slope(Ball(0.0, len(x.error))), step.free.shape[1]
             size = slope * step.growth * x.norm * y.norm * UP

@@ -6,7 +6,8 @@ Let J be the exact Jacobian of the float weights at the float inputs, and J' the
     \|\|K' - K\|\| <= 2 \|\|J'\|\| d + d^2 + \|\|E\|\|,   sigma_min(J) >= (lambda_min(K') - \|\|E\|\|)^(1/2) - d.
 
 E, whatever way ``linop.ntk`` takes: inner products of rows run over 2^15 columns at most before a float64 sum goes on, so
-they err by gamma_k |J'_i| |J'_j|, k the columns and the additions, at most gamma_k \|\|J'\|\|_F^2 together. Where a layer's
+they err by gamma_k |J'_i| |J'_j|, k the columns and the additions, at most gamma_k \|\|J'\|\|_F^2 together; all columns at once
+where samples meet. Where a layer's
 factors meet first, the chain is as long as both widths and twice the positions, and the sizes are those of the factors.
 
 Assumes IEEE float64 with rounding to nearest, matrix products and convolutions by inner products in any order (no Strassen,
@@ -26,7 +27,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...errors import UnboundedError
 from ...linop import ntk
 from ...theory.rounding import down, up
 from ..regularity.network import check_inputs, parameter_names, read_graph
@@ -123,22 +123,17 @@ def jacobian_error_at_most(
     known = {} if known is None else known
     check_inputs(model, inputs)
     probe = read_graph(model, inputs[: min(2, len(inputs))], RULES, known)
-    for node in probe.nodes:
-        if node.step.mixes_samples:
-            raise UnboundedError(
-                f"{node.step.path or 'the model'}: the samples meet in {node.step.kind}, and nothing bounds its rounding. Call "
-                f"eval() on it."
-            )
     check(probe)
+    meet = any(node.step.mixes_samples for node in probe.nodes)
     numbers = KEPT * sum(node.value.numel() for node in probe.nodes) / min(2, len(inputs))
-    size = max(1, min(len(inputs), int(MOST_NUMBERS / numbers)))
-    total = _Total()
+    size = len(inputs) if meet else max(1, min(len(inputs), int(MOST_NUMBERS / numbers)))
+    total = _Total(math.inf if meet else PIECE)
     for piece in inputs.split(size):
         graph = read_graph(model, piece, RULES, known)
         every = parameter_names(model, graph)
         wanted = {key: name for key, name in every.items() if names is None or name in names}
         if wanted:
-            total.add([(wanted.get((i, part.name)), part) for i, part in errors_of(graph, {i for i, _ in wanted})])
+            total.add([(wanted.get((i, part.name)), part) for i, part in errors_of(graph, {i for i, _ in wanted}, 1 if meet else len(piece))])
     columns = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names))
     return total.joined(columns)
 
@@ -146,7 +141,9 @@ def jacobian_error_at_most(
 class _Total:
     """Over all parameters and samples."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: float) -> None:
+        """most: columns that are multiplied at once."""
+        self.most = most
         self.squares = self.factors = 0.0
         self.longest, self.additions = 0, 0
 
@@ -157,7 +154,7 @@ class _Total:
             if name is not None:
                 uses.setdefault(name, []).append(part)
         parts = [part for group in uses.values() for part in group]
-        self.longest = max(self.longest, *(min(part.columns, PIECE) for part in parts))
+        self.longest = max(self.longest, *(int(min(part.columns, self.most)) for part in parts))
         self.additions = sum(part.additions + part.columns // PIECE for part in parts)
         for group in uses.values():
             adding = gamma(len(group) + 2) if len(group) > 1 else 0.0

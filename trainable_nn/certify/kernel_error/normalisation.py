@@ -27,7 +27,7 @@ class FixedNormalisationRounding(Rounding):
         scale = (step.gamma * step.scale).abs()
         terms = _sizes(step, x) * _shaped(scale, x) + _shaped(step.beta.abs(), x)
         slope = self.slope(step, 0)
-        return (slope * x.error + ROUNDINGS * U * (norms(terms) + 2 * slope * x.error)) * UP + LOST
+        return (slope * x.error + ROUNDINGS * U * (norms(terms, len(x.error)) + 2 * slope * x.error)) * UP + LOST
 
     def backward(self, step: FixedNormalisation, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         return [self.slope(step, 0) * (y.error + ROUNDINGS * U * y.norm) * UP + LOST]
@@ -36,7 +36,7 @@ class FixedNormalisationRounding(Rounding):
         found, channels = {}, len(step.gamma)
         positions = x.entries // channels
         steepest = float(step.scale.abs().max()) * UP
-        longest = norms(_sizes(step, x) * _shaped(step.scale.abs(), x)) + 2 * steepest * x.error
+        longest = norms(_sizes(step, x) * _shaped(step.scale.abs(), x), len(x.error)) + 2 * steepest * x.error
         size = longest * y.norm * UP
         error = y.error * longest + steepest * x.error * y.norm + (gamma(positions) + ROUNDINGS * U) * size
         found[0] = (error * UP + LOST, size)

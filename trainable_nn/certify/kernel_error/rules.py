@@ -15,7 +15,7 @@ from ...errors import UnboundedError
 from ..regularity.elementwise import Elementwise
 from ..regularity.steps import FixedLinear, Kinked, Sum
 from .activations import jump_at_zero, kinks_of, past_threshold, rounded
-from .states import LOST, UP, Gradients, Part, U, Value, norms
+from .states import LOST, UP, Gradients, Part, U, Value, largest, norms
 
 
 class Rounding:
@@ -29,11 +29,11 @@ class Rounding:
         raise NotImplementedError
 
     def forward(self, step, inputs: Sequence[Value]) -> np.ndarray:
-        """(batch,), the error of the output."""
+        """(samples,), the error of the output."""
         raise NotImplementedError
 
     def backward(self, step, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
-        """(batch,) for each input, the error of the gradients in it."""
+        """(samples,) for each input, the error of the gradients in it."""
         raise NotImplementedError
 
     def parts(self, step, x: Value, y: Gradients) -> list[Part]:
@@ -86,7 +86,7 @@ class ElementwiseRounding(Rounding):
         rounding = U * (own.value_slope * x.norm + own.value * math.sqrt(x.entries))
         past = past_threshold(step, x.values, _reach(x))
         if past is not None:
-            rounding = rounding + norms(past) / (4.0 * step.phi.curvature)
+            rounding = rounding + norms(past, len(x.error)) / (4.0 * step.phi.curvature)
         return (step.phi.slope * x.error + rounding) * UP + LOST
 
     def backward(self, step: Elementwise, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
@@ -94,7 +94,7 @@ class ElementwiseRounding(Rounding):
         off = own.slope_error(x.values.abs() + _reach(x)) * U + 2 * U * step.phi.slope
         past = past_threshold(step, x.values, _reach(x))
         off = off if past is None else off + past
-        rounding = norms(off * y.size) + off.flatten(1).amax(1).numpy() * 2 * y.error
+        rounding = norms(off * y.size, len(y.error)) + largest(off, len(y.error)) * 2 * y.error
         return [(step.phi.slope * y.error + step.phi.curvature * x.error * y.peak + rounding) * UP + LOST]
 
 
@@ -116,13 +116,13 @@ class KinkedRounding(Rounding):
         (x,) = inputs
         reach = _reach(x)
         near = sum(((x.values - kink).abs() <= reach) & (reach > 0) for kink in kinks_of(step)) > 0
-        turned = norms(y.size * near) + 2 * y.error * near.flatten(1).any(1).numpy()
+        turned = norms(y.size * near, len(y.error)) + 2 * y.error * largest(near, len(y.error))
         own = 0.0 if step.kind == "ReLU" else 8 * U * step.slope
         return [(step.slope * y.error + jump_at_zero(step) * turned + own * y.norm) * UP + LOST]
 
 
 def _reach(x: Value):
-    """(batch, 1, ...), how far an entry may be from the one computed here."""
+    """(samples, 1, ...), how far an entry may be from the one computed here."""
     reach = 2 * x.error * UP
     return x.values.new_tensor(reach).reshape(-1, *[1] * (x.values.dim() - 1))
 

@@ -23,7 +23,10 @@ def gamma(terms: float) -> float:
 
 @dataclass(frozen=True)
 class Value:
-    """A step's output, as computed here, (batch, ...), and how far a computed one is from the exact, (batch,)."""
+    """A step's output, as computed here, (batch, ...), and how far a computed one is from the exact, (samples,).
+
+    samples: the batch; or 1, where a step mixes them and all of the batch is one vector.
+    """
 
     values: Tensor
     error: np.ndarray
@@ -31,12 +34,12 @@ class Value:
     @property
     def norm(self) -> np.ndarray:
         """At least that of the exact output and of every computed one."""
-        return norms(self.values) + 2 * self.error * UP
+        return norms(self.values, len(self.error)) + 2 * self.error * UP
 
     @property
     def entries(self) -> int:
         """Of one sample."""
-        return self.values[0].numel()
+        return self.values.numel() // len(self.error)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Gradients:
     """Of all outputs of a sample together, in one step's output.
 
     size: (batch, ...), entry by entry the root of the sum of squares over the outputs, as computed here.
-    error: (batch,), how far the computed ones are from the exact, over entries and outputs (Frobenius).
+    error: (samples,), how far the computed ones are from the exact, over entries and outputs (Frobenius).
     """
 
     size: Tensor
@@ -53,24 +56,34 @@ class Gradients:
     @property
     def norm(self) -> np.ndarray:
         """At least the Frobenius norm of the exact ones and of every computed ones."""
-        return norms(self.size) + 2 * self.error * UP
+        return norms(self.size, len(self.error)) + 2 * self.error * UP
 
     @property
     def peak(self) -> np.ndarray:
         """At least ``size`` at each entry, of the exact ones and of every computed ones."""
-        return self.size.flatten(1).amax(1).numpy() * UP + 2 * self.error * UP
+        return largest(self.size, len(self.error)) * UP + 2 * self.error * UP
+
+    @property
+    def entries(self) -> int:
+        """Of one sample."""
+        return self.size.numel() // len(self.error)
 
 
-def norms(values: Tensor) -> np.ndarray:
-    """(batch,), not below the Euclidean norms of the samples."""
-    return frobenius_at_most(values.flatten(1)) * UP + LOST
+def norms(values: Tensor, samples: int) -> np.ndarray:
+    """(samples,), not below the Euclidean norms of the samples."""
+    return frobenius_at_most(values.reshape(samples, -1)) * UP + LOST
+
+
+def largest(values: Tensor, samples: int) -> np.ndarray:
+    """(samples,), the largest entry of each."""
+    return values.reshape(samples, -1).amax(1).numpy()
 
 
 @dataclass(frozen=True)
 class Part:
     """The rows of the Jacobian in one parameter at one of its uses, all outputs of a sample together.
 
-    error: (batch,), Frobenius distance of the computed rows from the exact.  size: (batch,), at least their norm, and
+    error: (samples,), Frobenius distance of the computed rows from the exact.  size: (samples,), at least their norm, and
     at least the product of the norms of the factors that they are contracted from.  columns: of the rows.  depth: the
     longest chain of roundings where products of factors meet.  additions: of products of rows, piece by piece.
     """

@@ -9,12 +9,14 @@ from torch import Tensor
 from ..regularity.affine import Affine
 from ..regularity.elementwise import Elementwise
 from ..regularity.graph import Graph
-from ..regularity.normalisation import FixedNormalisation
+from ..regularity.normalisation import BatchNormalisation, FixedNormalisation
+from ..regularity.sample_norms import SampleNormalisation
 from ..regularity.steps import FixedLinear, Kinked, Sum
 from .affine import AffineRounding
 from .normalisation import FixedNormalisationRounding
 from .rules import ElementwiseRounding, FixedLinearRounding, KinkedRounding, Rounding, SumRounding, rule_of
 from .states import LOST, UP, Gradients, Part, U, Value
+from .statistics import BatchNormalisationRounding, SampleNormalisationRounding
 
 RULES: dict[type, Rounding] = {
     Affine: AffineRounding(),
@@ -23,6 +25,8 @@ RULES: dict[type, Rounding] = {
     Elementwise: ElementwiseRounding(),
     Kinked: KinkedRounding(),
     FixedNormalisation: FixedNormalisationRounding(),
+    SampleNormalisation: SampleNormalisationRounding(),
+    BatchNormalisation: BatchNormalisationRounding(),
 }
 
 
@@ -36,27 +40,27 @@ def check(graph: Graph) -> None:
         rule_of(node.step, RULES)
 
 
-def errors_of(graph: Graph, uses: Iterable[int]) -> list[tuple[int, Part]]:
-    """For each of these steps the parts of its parameters, with the step's place.
+def errors_of(graph: Graph, uses: Iterable[int], samples: int) -> list[tuple[int, Part]]:
+    """For each of these steps the parts of its parameters, with the step's place; samples: 1 where steps mix them.
 
     Cost:
         One forward and one backward pass with absolute values, and a backward pass for each output of a sample.
     """
     uses = sorted(uses)
-    values = _forward(graph)
-    sizes = _sizes(graph, uses[0])
+    values = _forward(graph, samples)
+    sizes = _sizes(graph, uses[0], samples)
     return [(i, part) for i, y in _backward(graph, values, sizes) if i in uses for part in _parts(graph, values, i, y)]
 
 
-def _forward(graph: Graph) -> list[Value]:
-    values = [Value(graph.nodes[0].value, np.zeros(len(graph.nodes[0].value)))]
+def _forward(graph: Graph, samples: int) -> list[Value]:
+    values = [Value(graph.nodes[0].value, np.zeros(samples))]
     for node in graph.nodes[1:]:
         inputs = [values[i] for i in node.inputs]
         values.append(Value(node.value, rule_of(node.step, RULES).forward(node.step, inputs)))
     return values
 
 
-def _sizes(graph: Graph, start: int) -> dict[int, Tensor]:
+def _sizes(graph: Graph, start: int, samples: int) -> dict[int, Tensor]:
     """The gradients' sizes at each step from this one on that the output is computed from."""
     nodes, values, places = graph.nodes, [], []
     with torch.enable_grad():
@@ -69,7 +73,7 @@ def _sizes(graph: Graph, start: int) -> dict[int, Tensor]:
             values.append(node.step.forward(*inputs) if moves else node.value.detach().requires_grad_())
             places.append(index)
         wanted = [values[i] for i in places]
-        flat = values[-1].flatten(1)
+        flat = values[-1].reshape(samples, -1)
         squares = [torch.zeros_like(v) for v in wanted]
         outputs = flat.shape[1]
         for k in range(outputs):
@@ -83,7 +87,7 @@ def _sizes(graph: Graph, start: int) -> dict[int, Tensor]:
 
 def _backward(graph: Graph, values: list[Value], sizes: dict[int, Tensor]):
     """(place, its gradients), from the output back to the first step of ``sizes``."""
-    nodes, count = graph.nodes, len(graph.nodes[0].value)
+    nodes, count = graph.nodes, len(values[0].error)
     error = {i: np.zeros(count) for i in sizes}
     passed = {i: np.zeros(count) for i in sizes}  # sizes of what is added up where a value is read more than once
     readers = dict.fromkeys(sizes, 0)

@@ -4,9 +4,11 @@
 
 The figures that the peers are held against, each in one run:
 
-    python tests/benchmarks/ntk.py --samples 64 --outputs 1 --peers nngeometry torch.func --memory 4
-    python tests/benchmarks/ntk.py --samples 128 --outputs 1 --peers nngeometry
-    python tests/benchmarks/ntk.py --samples 16 --outputs 10 --peers nngeometry --in-part
+    python tests/benchmarks/ntk.py --samples 64 --outputs 1 --peers nngeometry torch.func --memory 4 --batch 16
+    python tests/benchmarks/ntk.py --samples 128 --outputs 1 --peers nngeometry --batch 16
+    python tests/benchmarks/ntk.py --samples 16 --outputs 10 --peers nngeometry --in-part --smallest
+    python tests/benchmarks/ntk.py --samples 128 --outputs 10     # where the others run out of memory
+    python tests/benchmarks/ntk.py --samples 64 --outputs 10 --budget 1
 
 CPU seconds of each way to the kernel, as ratios to ours; peers that are not installed are left out. ``floor`` is the
 least work of a layer-wise route: one forward pass, one backward pass of the data alone for each output, and for each
@@ -14,12 +16,11 @@ weight the fewer multiply-adds of its explicit and its structured Gram matrix, h
 large matrix product measured beside it. Ours has a third formula, so it may pass below. ``--smallest`` adds the
 smallest eigenvalue by curvlinops and scipy's eigsh, and ours by products alone. ``--in-part`` gives nngeometry networks
 of 1 and 2 outputs in the place of C, and extrapolates by its C + C^2 backward passes. Its batches are of ``--batch``
-samples: the larger, the faster it is.
+samples: the larger, the faster it is, and the more it holds (at 16 about as much as ours).
 """
 
 import argparse
 import pathlib
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -124,8 +125,20 @@ def floor_seconds(model: nn.Module, x: Tensor, outputs: int) -> float:
     return total * product / 1024**3
 
 
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+class Peak:
+    """GiB that the process grew to beyond what it holds when this is made; Linux forgets the peak before."""
+
+    def __init__(self) -> None:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        self.before = self._status("VmRSS")
+
+    def __call__(self) -> float:
+        return self._status("VmHWM") - self.before
+
+    @staticmethod
+    def _status(name: str) -> float:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 2**20
 
 
 def measure(arguments, outputs: int, samples: int) -> None:
@@ -142,9 +155,10 @@ def measure(arguments, outputs: int, samples: int) -> None:
         model.zero_grad(set_to_none=True)
 
     _, one = cpu_seconds(forward_and_backward, 2)
-    before = peak()
-    ours, seconds = cpu_seconds(lambda: tnn.linop.ntk(model, x), 2 if samples * outputs < 200 else 1)
-    grown = peak() - before
+    peak = Peak()
+    budget = None if arguments.budget is None else int(arguments.budget * 2**30)
+    ours, seconds = cpu_seconds(lambda: tnn.linop.ntk(model, x, budget=budget), 2 if samples * outputs < 200 else 1)
+    grown = peak()
     least = floor_seconds(model, x, outputs)
     print(f"n = {samples}, {outputs} outputs, width {arguments.width}: ours {seconds:.2f} CPU s, {grown:.2f} GiB more at its peak")
     print(f"    {seconds / one:6.2f} forward-and-backward passes of the batch ({one:.2f} s), {seconds / least:.2f} floors ({least:.2f} s)")
@@ -204,6 +218,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", help="all that fit, or these: nngeometry, torch.func, autograd in a loop")
     parser.add_argument("--batch", type=int, default=64, help="samples in one batch of nngeometry")
     parser.add_argument("--in-part", action="store_true", help="nngeometry at 1 and 2 outputs, and what follows for all")
+    parser.add_argument("--budget", type=float, help="GiB that ours may take beside model and result")
     parser.add_argument("--smallest", action="store_true")
     parser.add_argument("--memory", type=float, default=2.5, help="GB that a peer's dense Jacobian may take")
     arguments = parser.parse_args()

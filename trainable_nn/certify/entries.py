@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -16,6 +17,9 @@ from .problem import Problem
 
 PROVED = "the rounding of DF's entries is bounded"
 ASSUMED = "the rounding of DF's entries is as assumed"
+KINKS = "a network with kinks reaches no grade that needs the proof."
+MOST_OF_SMALLEST = 0.5  # of the smallest singular value that a proof may take away; a worse one is not used
+NEGLIGIBLE = 1e-9  # of the largest
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,19 @@ class Entries:
         if self.error is not None:
             return self.error.products(gram)
         return columns * ROUNDOFF * float(gram.trace()) * (1 + 1e-9)
+
+    def chosen(self, smallest: float, largest: float, gram: Tensor | None = None) -> Entries:
+        """Itself; or without its proof, where that would leave too little of the smallest singular value."""
+        if self.error is None:
+            return self
+        products = 0.0 if gram is None else math.sqrt(self.error.products(gram))
+        if max(self.error.jacobian, products) <= max(MOST_OF_SMALLEST * smallest, NEGLIGIBLE * largest):
+            return self
+        reason = (
+            f"what is proved of it, {self.error.jacobian:.3g}, is too much beside the smallest singular value, {smallest:.3g}. "
+            f"Normalised layers in contractive blocks keep the bound small."
+        )
+        return Entries(None, reason)
 
     def row(self) -> Hypothesis:
         """A row that says on which of the two the present lambda rests."""

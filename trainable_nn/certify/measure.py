@@ -18,7 +18,7 @@ from torch import Tensor
 from ..linop import ntk
 from ..theory.rounding import ROUNDOFF, down, up
 from ..theory.samples import SVD_CONSTANT
-from .entries import Entries, entries_of
+from .entries import KINKS, Entries, entries_of
 from .held import with_held_weights
 from .problem import Problem
 from .seen import Seen, backward_work, samples_meet, see
@@ -48,16 +48,19 @@ class Extremes:
     entries: Entries | None = None
 
 
-def jacobian_extremes(problem: Problem, budget: int, watch: Watch, known: dict | None = None) -> Extremes:
+def jacobian_extremes(
+    problem: Problem, budget: int, watch: Watch, known: dict | None = None, kinked: bool = False
+) -> Extremes:
     """Bounds of the extreme singular values of DF(theta_0), all parameters where the budget allows, else the last ones.
 
-    known: keeps the norms of weights that the rounding of DF asks for.
+    known: keeps the norms of weights that the rounding of DF asks for. kinked: nothing is proved of that rounding.
 
     Cost:
         At most ``budget`` bytes and WORK_PER_BYTE * budget multiplications, those of the backward passes included; and
         the passes of ``kernel_error``.
     """
     layers = see(problem.model, problem.inputs)
+    entries = lambda names: Entries(None, KINKS) if kinked else _entries(problem, names, watch, known)
     outputs, parameters = problem.outputs.numel(), problem.parameters
     total = sum(p.numel() for p in parameters.values())
     if total < outputs:
@@ -67,37 +70,40 @@ def jacobian_extremes(problem: Problem, budget: int, watch: Watch, known: dict |
     if len(chosen) < len(parameters) and 24 * outputs**2 <= budget and work <= WORK_OF_NTK * WORK_PER_BYTE * budget:
         gram = _kernel(problem, list(parameters), budget, watch)
         if gram is not None:
-            entries = _entries(problem, list(parameters), watch, known).of_kernel()
-            return Extremes(*extremes_of_gram(gram, total, entries), "exact tangent kernel of all parameters", total, entries)
+            found = extremes_of_gram(gram, total, entries(list(parameters)))
+            return Extremes(*found[:2], "exact tangent kernel of all parameters", total, found[2])
     count = sum(parameters[name].numel() for name in chosen)
     if count < outputs:
         found = f"the last {count} parameters" if count else "no parameters"
         return Extremes(0.0, None, f"no Jacobian of {outputs} outputs fits the budget, only {found}", count)
-    smallest, largest, entries, refused = _extremes(problem, chosen, count, budget, work, watch, known)
+    smallest, largest, rests_on, refused = _extremes(problem, chosen, count, budget, work, watch, entries)
     if refused:
         return Extremes(0.0, None, f"Jacobian, which torch.func does not give ({refused})", count)
     if len(chosen) == len(parameters):
-        return Extremes(smallest, largest, "exact Gram matrix of all parameters", count, entries)
+        return Extremes(smallest, largest, "exact Gram matrix of all parameters", count, rests_on)
     named = ", ".join(chosen[-3:]) + (", ..." if len(chosen) > 3 else "")
-    return Extremes(smallest, None, f"Gram matrix of the last {count} of {total} parameters ({named})", count, entries)
+    return Extremes(smallest, None, f"Gram matrix of the last {count} of {total} parameters ({named})", count, rests_on)
 
 
 def _extremes(
-    problem: Problem, names: list[str], count: int, budget: int, work: float, watch: Watch, known: dict | None
+    problem: Problem,
+    names: list[str],
+    count: int,
+    budget: int,
+    work: float,
+    watch: Watch,
+    entries: Callable[[list[str]], Entries],
 ) -> tuple[float, float, Entries | None, str]:
     """From a dense Jacobian where it is small, else from the kernel; with the reason where neither can be had."""
     if problem.outputs.numel() * count > DENSE_ENTRIES and work <= WORK_PER_BYTE * budget:
         gram = _kernel(problem, names, budget, watch)
         if gram is not None:
-            entries = _entries(problem, names, watch, known).of_kernel()
-            return *extremes_of_gram(gram, count, entries), entries, ""
+            return *extremes_of_gram(gram, count, entries(names)), ""
     try:
         jacobian = dense_jacobian(problem, names, watch)
     except Exception as error:  # noqa: BLE001, torch.func refuses some forwards, in many ways
         return 0.0, math.inf, None, " ".join(str(error).split())[:200]
-    frobenius = float(torch.linalg.vector_norm(jacobian)) * (1 + 1e-12)
-    entries = _entries(problem, names, watch, known).of_jacobian(*jacobian.shape, frobenius)
-    return *extremes_of(jacobian, entries), entries, ""
+    return *_extremes_of(jacobian, entries(names)), ""
 
 
 def _entries(problem: Problem, names: list[str], watch: Watch, known: dict | None) -> Entries:
@@ -166,37 +172,43 @@ def dense_jacobian(problem: Problem, names: list[str], watch: Watch) -> Tensor:
     return matrix
 
 
-def extremes_of(jacobian: Tensor, entries: Entries | None = None) -> tuple[float, float]:
+def extremes_of(jacobian: Tensor) -> tuple[float, float]:
     r"""A lower bound of sigma_min(J) over the output side and an upper bound of sigma_max(J), for J in float64.
 
     From the Gram matrix J J^T: its computed entries err by at most n u \|J\|\|J\|^T, so its eigenvalues by at most
     n u \|\|J\|\|_F^2, and LAPACK's by 10 m u times its norm. Where that hides the smallest, from the singular values
-    themselves, which LAPACK finds to 10 max(m, n) u \|\|J\|\|_F. The entries of J carry rounding of their own: what is proved of
-    it, or 10 max(m, n) u \|\|J\|\|_F where nothing is (II.4.1 item 7).
+    themselves, which LAPACK finds to 10 max(m, n) u \|\|J\|\|_F. The entries of J are taken to carry as much of their own (II.4.1
+    item 7); what is proved of them counts in certificates.
     """
+    return _extremes_of(jacobian, Entries())[:2]
+
+
+def _extremes_of(jacobian: Tensor, entries: Entries) -> tuple[float, float, Entries]:
+    """The same with what is known of the entries' rounding, and on what of it both rest."""
     rows, columns = jacobian.shape
     frobenius = float(torch.linalg.vector_norm(jacobian)) * (1 + 1e-12)
-    own = (entries or Entries()).of_jacobian(rows, columns, frobenius).taken
     if rows > columns:
-        return 0.0, up(frobenius + own, 4)
+        entries = entries.chosen(0.0, frobenius).of_jacobian(rows, columns, frobenius)
+        return 0.0, up(frobenius + entries.taken, 4), entries
     gram = jacobian @ jacobian.T
-    smallest, largest = _ends(gram, columns * ROUNDOFF * float(gram.trace()) * (1 + 1e-9))
+    smallest, largest = _ends(torch.linalg.eigvalsh(gram), gram, columns * ROUNDOFF * float(gram.trace()) * (1 + 1e-9))
     if smallest < 1e-6 * largest and rows * rows * columns <= MOST_SVD:  # half of the digits are gone in the Gram matrix
         singular = np.linalg.svd(jacobian.numpy(), compute_uv=False)
         smallest = max(smallest, float(singular[-1]) - SVD_CONSTANT * columns * ROUNDOFF * frobenius)
-    return down(max(smallest - own, 0.0), 4), up(largest + own, 4)
+    entries = entries.chosen(smallest, largest).of_jacobian(rows, columns, frobenius)
+    return down(max(smallest - entries.taken, 0.0), 4), up(largest + entries.taken, 4), entries
 
 
-def extremes_of_gram(gram: Tensor, columns: int, entries: Entries | None = None) -> tuple[float, float]:
-    """The same from J J^T as ``linop.ntk`` computes it, for J with so many columns."""
-    entries = entries or Entries()
-    smallest, largest = _ends(gram, entries.products(gram, columns))
-    return down(max(smallest - entries.taken, 0.0), 4), up(largest + entries.taken, 4)
-
-
-def _ends(gram: Tensor, products: float) -> tuple[float, float]:
-    """Roots of the extreme eigenvalues of J J^T, less and more the rounding of its products, and LAPACK's."""
+def extremes_of_gram(gram: Tensor, columns: int, entries: Entries) -> tuple[float, float, Entries]:
+    """As ``_extremes_of`` from J J^T as ``linop.ntk`` computes it, for J with so many columns."""
     values = torch.linalg.eigvalsh(gram)
+    entries = entries.chosen(*_ends(values, gram, Entries().products(gram, columns)), gram).of_kernel()
+    smallest, largest = _ends(values, gram, entries.products(gram, columns))
+    return down(max(smallest - entries.taken, 0.0), 4), up(largest + entries.taken, 4), entries
+
+
+def _ends(values: Tensor, gram: Tensor, products: float) -> tuple[float, float]:
+    """Roots of the extreme eigenvalues of J J^T, less and more the rounding of its products, and LAPACK's."""
     error = products + SVD_CONSTANT * len(gram) * ROUNDOFF * float(gram.trace()) * (1 + 1e-9)
     least, most = float(values[0]) - error, float(values[-1]) + error
     return down(math.sqrt(max(least, 0.0)), 2), up(math.sqrt(most), 2)

@@ -80,12 +80,13 @@ def prove(
     blame = complaints(seen)
     rows = [*_basic_rows(problem), *_function_rows(problem, blame)]
     known: dict = {}  # norms of weights, which two walks ask for
-    extremes = jacobian_extremes(problem, budget, watch, known) if all(r.holds for r in rows if r.grade) else None
+    kinked = any(row.name == SMOOTH for row in blame)
+    may_hold = all(r.holds for r in rows if r.grade)
+    extremes = jacobian_extremes(problem, budget, watch, known, kinked) if may_hold else None
     watch("layers of the theorem", 0, 1)
     layers = layers_of(problem)
     everywhere = layers.sigma_at_least(math.inf)
     rows += _rank_rows(problem, extremes, everywhere)
-    kinked = any(row.name == SMOOTH for row in blame)
     outcome, regular, local = descent_on_ball(problem, extremes, layers, everywhere, kinked, watch, step, known)
     check_by_draw(problem, seen, regular, generator)
     rows += [*covariance_rows(problem, seen), *layers.rows, *_cost_rows(problem, everywhere), *local, *ball_rows(outcome)]
@@ -108,7 +109,7 @@ def _certificate(problem, grade, rows, extremes, everywhere, descent, jacobian_u
     notes = ()
     if extremes is not None:
         notes = (f"lambda at the present weights: {extremes.smallest**2:.4g} ({extremes.source}).",)
-        notes += extremes.entries.note() if extremes.entries is not None else ()
+        notes += extremes.entries.note() if extremes.entries is not None and descent is not None else ()
     return Certificate(
         grade=grade,
         hypotheses=tuple(rows),

@@ -12,40 +12,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import UnboundedError
 from ...theory.parameterisation_balls import IdentityConstants
 from ...theory.parameterisations import EntryNormConstants, WeightNormConstants
+from ...theory.schatten import SchattenNormConstants
 from ..regularity.affine import Affine
 from ..regularity.patches import applied
 from ..regularity.states import Ball
 from .rules import Rounding
+from .schatten import derivative_error
 from .states import LOST, UP, Gradients, Part, U, Value, gamma, norms
 
+BLOCK = 2**22  # entries of a weight whose sizes are formed at a time
 # of P'(w)[m], relative to sup ||P'|| ||m||: an entry's factor is a product; a row's is gain rho (m - n <n, m>), |n| <= 1
 RELATIVE = {
-    IdentityConstants: lambda columns: 0.0,
-    EntryNormConstants: lambda columns: 48 * U,
-    WeightNormConstants: lambda columns: 4 * (columns + 16) * U,
+    IdentityConstants: lambda step: 0.0,
+    EntryNormConstants: lambda step: 48 * U,
+    WeightNormConstants: lambda step: 4 * (step.free.shape[1] + 16) * U,
+    SchattenNormConstants: derivative_error,
 }
 
 
 class AffineRounding(Rounding):
     """Dense layers and convolutions, by inner products."""
 
-    def check(self, step: Affine) -> None:
-        if step.trains_weight and type(step.options) not in RELATIVE:
-            raise UnboundedError(
-                f"{step.path}: nothing bounds the rounding of the derivative of {step.kind}'s normalisation. Freeze its weight, "
-                f"or use an entry or weight normalised layer."
-            )
-
     def slope(self, step: Affine, position: int) -> float:
         return step.norm_now
 
     def forward(self, step: Affine, inputs: Sequence[Value]) -> np.ndarray:
         (x,) = inputs
-        bias = None if step.bias is None else step.bias.abs()
-        size = norms(applied(step.module, step.weight.abs(), x.values.abs(), bias), len(x.error))
+        size = _sizes(step, x)
         own = gamma(step.free.shape[1] + 4) + _weight_error(step)
         return (_carried(step, x.error) + own * (size + _far(step, x.error))) * UP + LOST
 
@@ -62,7 +57,7 @@ class AffineRounding(Rounding):
             slope, columns = step.slope(Ball(0.0, len(x.error))), step.free.shape[1]
             size = slope * step.growth * x.norm * y.norm * UP
             error = slope * step.growth * (y.error * x.norm + y.norm * x.error) * UP
-            error = (error + (gamma(positions + 4) + RELATIVE[type(step.options)](columns)) * size) * UP + LOST
+            error = (error + (gamma(positions + 4) + RELATIVE[type(step.options)](step)) * size) * UP + LOST
             taps = 1 if step.is_dense else step.weight.shape[2]
             depth = columns + rows + 2 * positions + 64
             found.append(Part(step.parameters[0], error, size, step.weight.numel(), depth, rows * taps + 8))
@@ -73,11 +68,25 @@ class AffineRounding(Rounding):
         return found
 
 
+def _sizes(step: Affine, x: Value) -> np.ndarray:
+    """Norms of |W| |x| + |b|; of a weight with many entries some rows at a time."""
+    samples, bias = len(x.error), None if step.bias is None else step.bias.abs()
+    if not step.is_dense or step.weight.numel() <= BLOCK:
+        return norms(applied(step.module, step.weight.abs(), x.values.abs(), bias), samples)
+    rows, squares, size = max(1, BLOCK // step.weight.shape[1]), np.zeros(samples), x.values.abs()
+    for start in range(0, len(step.weight), rows):
+        block = slice(start, start + rows)
+        part = applied(step.module, step.weight[block].abs(), size, None if bias is None else bias[block])
+        squares += norms(part, samples) ** 2
+    return np.sqrt(squares) * UP
+
+
 def _weight_error(step: Affine) -> float:
     """Of each computed entry of P(w), relatively; twice that between two computations."""
     if isinstance(step.options, IdentityConstants):
         return 0.0
-    return 2 * step.options.rounding_allowance(step.free.shape[1], U)
+    rows, columns = len(step.weight) // step.groups, step.free.shape[1]
+    return 2 * step.options.rounding_allowance(max(rows, columns), U)
 
 
 def _carried(step: Affine, error: np.ndarray) -> np.ndarray:

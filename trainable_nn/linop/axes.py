@@ -69,8 +69,7 @@ def circle_of(axis: Axis) -> Circle:
     if outputs * axis.kernel > ENUMERATION_LIMIT:
         return circle_of(replace(axis, n=None))
     tap, t = np.meshgrid(np.arange(axis.kernel), np.arange(outputs), indexing="ij")
-    position = t * axis.stride + tap * axis.dilation
-    source = _source(position - axis.before, axis)
+    position, source = t * axis.stride + tap * axis.dilation, reads(axis)
     read = source >= 0
     if not read.any():
         return Circle(np.arange(0), 1, 1, True, 0.0, 0)
@@ -85,6 +84,12 @@ def circle_of(axis: Axis) -> Circle:
     if axis.mode == "circular" and axis.n % axis.stride == 0 and turns <= copies:
         return Circle(taps, axis.n // axis.stride, turns, False, degree, uses)
     return Circle(taps, _places(axis, t[read], position[read], taps), copies, True, degree, uses, _box(axis, t[read], position[read]))
+
+
+def reads(axis: Axis) -> np.ndarray:
+    """(taps, outputs): the pixel that each output reads with each tap; -1 for a padded zero."""
+    position = np.arange(_outputs(axis)) * axis.stride + np.arange(axis.kernel)[:, None] * axis.dilation
+    return _source(position - axis.before, axis)
 
 
 def _degree(axis: Axis, taps: np.ndarray) -> float:

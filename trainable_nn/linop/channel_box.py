@@ -11,8 +11,12 @@ B(E) the block Toeplitz matrix of E's Fourier coefficients on the box, real and 
 to the circle. With P = Id and the best E it is the norm on the box itself, and with E = 0 the maximum on the circle.
 
 Every E gives a bound. The one taken is the Schur complement of t - G for the channels of P, the largest with L = t; t by
-Newton's step from the circle's maximum to B(E) >= 0, where B's smallest eigenvalue is concave in t. L and m are
-proved by factors (``definite``); how E was found enters neither.
+Newton's step from the circle's maximum to B(E) >= 0, where B's smallest eigenvalue is concave in t. Lanczos' algorithm by
+blocks, from P, gives that complement for every t at once: with G V = V T, T of blocks A_k and B_k, V_1 = P,
+
+    S_K = t - A_K,  S_k = t - A_k - B_{k+1}^* S_{k+1}^{-1} B_{k+1},  E = S_1 to what the steps after K would change.
+
+L and m are proved by factors (``definite``); how E was found enters neither.
 
 Source: ours.
 """
@@ -23,96 +27,107 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .definite import _factorise, definiteness_error, raised_level, rayleigh_quotients, top_vector
+from .definite import definiteness_error, raised_level
+from .grid_choice import Choice
 from .norm import U
-from .symbol import CHUNK, TABLE, Gram, Grid, Peak, _angles, _values, frequencies
+from .symbol import Grid, angles, frequencies
+from .symbol_gram import TABLE, Gram
 
 MOST_UNKNOWNS = 600  # of B
-MOST_VECTORS = 4  # of P
+MOST_VECTORS = 8  # of P
 STANDS_OUT = 0.85  # the second eigenvalue at the peak over the first is less
-SECOND_STEPS = 10  # of Lanczos for it
-NEWTON_STEPS = 2
-LIFT = 2.0  # of the channels of P over t, so that the shifted G is definite
+BLOCK_STEPS, BLOCK_ERROR = 10, 1e-5  # most steps of Lanczos from P, and relative error of E at which they end
+NEWTON_STEPS = 4
+INVERSE_STEPS = 10  # of inverse iteration for B's smallest eigenvalue
+KEPT = 2**22  # complex numbers of G: 64 MiB; beyond it G is made twice
 
 
-def boxed_maximum(gram: Gram, grid: Grid, peak: Peak, squared: float, box: tuple[int, ...], slack: float) -> float:
-    """At least ||T||^2, and less than ``squared``, the proved maximum of ||G|| on the grid; or infinity.
+def boxed_maximum(gram: Gram, choice: Choice, box: tuple[int, ...], slack: float) -> float:
+    """At least ||T||^2; infinity where no channel stands out, or the box is large.
 
     Shape:
         box: numbers of pixels on each axis that hold the vectors on the side of G.
     Cost:
-        Three factors of G at each frequency, and eigenvalues of B, where one channel stands out; none elsewhere.
+        A factor of G at each frequency, a few products with P, and factors of B, where one channel stands out.
     """
     unknowns = math.prod(box)
-    if unknowns > MOST_UNKNOWNS or gram.even.shape[0] > 1:
+    if unknowns > MOST_UNKNOWNS or gram.symbol.groups > 1 or not choice.estimate > 0:
         return math.inf
-    vectors = _vectors(gram, grid, peak, squared, min(MOST_VECTORS, MOST_UNKNOWNS // unknowns))
-    if vectors is None:
+    second, tops = choice.around_peak(gram.symbol.steps()[0])
+    if not second < STANDS_OUT:
         return math.inf
-    best, level, where = math.inf, squared, _Box(frequencies(*grid), grid, box)
+    p = _vectors(tops, min(MOST_VECTORS, MOST_UNKNOWNS // unknowns))
+    where = _Box(frequencies(*choice.grid), choice.grid, box)
+    kept = len(where.twice) * gram.channels**2 <= KEPT
+    chunks = [grams for _, grams in gram.chunks(choice.grid)] if kept else None
+    complement = _Complement(chunks or (grams for _, grams in gram.chunks(choice.grid)), p, _block_steps(second))
+    level = choice.estimate
     for _ in range(NEWTON_STEPS):
-        found = _schur(gram, grid, vectors, level)
+        found = complement.at(level)
         if found is None:
+            return math.inf
+        smallest, vector = where.smallest(where.symmetric(found[0]))
+        step = smallest / max(where.quadratic(found[1], vector), 1.0)
+        level -= step
+        if not abs(step) > 0.02 * slack * level:
             break
-        e, slope = where.symmetric(found[0]), found[1]
-        smallest, vector = where.smallest(e)
-        level -= smallest / max(where.quadratic(slope, vector), 1.0)
-        if not smallest > 1e-3 * slack * level:
-            break
-    found = _schur(gram, grid, vectors, level)
-    if found is not None:
-        best = _proved(gram, grid, vectors, where.symmetric(found[0]), level, where, slack)
-    return best
+    found = complement.at(level)
+    if found is None:
+        return math.inf
+    chunks = chunks or (grams for _, grams in gram.chunks(choice.grid))
+    return _proved(gram, chunks, p, where.symmetric(found[0]), level, where, slack)
 
 
-def _vectors(gram: Gram, grid: Grid, peak: Peak, squared: float, most: int) -> Tensor | None:
-    """P: leading directions of the top eigenvectors at the peak and at the grid's points around it."""
-    (g,) = _values(gram, grid[0], peak.numerators[None])
-    v = top_vector(g, squared)
-    first = float((v.mH @ g @ v).real)
-    second = float(rayleigh_quotients((g - first * (v @ v.mH))[None], SECOND_STEPS)[0]) if len(g) > 1 else 0.0
-    if not 0 < first or second > STANDS_OUT * first:
-        return None
-    steps = 2 * np.stack(np.meshgrid(*([-1, 0, 1] for _ in grid[0]), indexing="ij"), -1).reshape(-1, len(grid[0]))
-    tops = []
-    for g in _values(gram, grid[0], (peak.numerators + steps) % (2 * np.array(grid[0]))):
-        u = v
-        for _ in range(6):
-            u = g @ u
-            u = u / torch.linalg.vector_norm(u).clamp_min(1e-100)
-        tops.append(u * math.sqrt(max(float((u.mH @ g @ u).real) / first, 0.0)) ** 8)
-    tops = torch.cat(tops, 1)
-    left, sizes, _ = torch.linalg.svd(torch.cat([tops.real, tops.imag], 1), full_matrices=False)
-    return left[:, : min(most, int((sizes > 1e-6 * sizes[0]).sum()))].contiguous()
+def _block_steps(second: float) -> int:
+    """Of conjugate gradients on t - G without P's channels, for t somewhat below the peak."""
+    root = math.sqrt(1 / (1 - min(1.1 * second, 0.99)))
+    rate = ((root - 1) / (root + 1)) ** 2
+    return min(BLOCK_STEPS, 2 + math.ceil(math.log(BLOCK_ERROR) / math.log(max(rate, BLOCK_ERROR))))
 
 
-def _schur(gram: Gram, grid: Grid, p: Tensor, level: float) -> tuple[Tensor, Tensor] | None:
-    """E(w) = (P^T (t - G)^-1 P)^-1 for half of the grid and dE / dt, by factors in float32; None where another channel is above t."""
-    lift, e, slopes = LIFT * level, [], []
-    for start, grams in _chunks(gram, grid):
-        a = grams.to(torch.complex64).neg_()
-        a.diagonal(dim1=1, dim2=2).add_(level)
-        a += (lift * (p @ p.T)).to(a.dtype)
-        if not _factorise(a).all():
-            return None
-        r = a.triu_()
-        w = torch.linalg.solve_triangular(r.mH, p.to(r.dtype).expand(len(r), *p.shape), upper=False)
-        z = torch.linalg.solve_triangular(r, w, upper=True)
-        w, z = w.to(torch.complex128), z.to(torch.complex128)
-        inverse, info = torch.linalg.inv_ex(w.mH @ w)
-        if not torch.isfinite(torch.view_as_real(inverse)).all() or info.any():
-            return None
-        e.append(inverse - lift * torch.eye(p.shape[1], device="cpu"))
-        slopes.append(inverse @ (z.mH @ z) @ inverse)
-    e, slopes = torch.cat(e), torch.cat(slopes)
-    return (e + e.mH) / 2, (slopes + slopes.mH) / 2
+def _vectors(tops: Tensor, most: int) -> Tensor:
+    """P: leading directions of the top eigenvectors at the peak and around it."""
+    left, sizes, _ = torch.linalg.svd(torch.cat([tops.real, tops.imag], 1).double(), full_matrices=False)
+    return left[:, : min(most, int((sizes > 1e-4 * sizes[0]).sum()))].contiguous()
 
 
-def _chunks(gram: Gram, grid: Grid):
-    numerators, c = frequencies(*grid), gram.channels
-    step = max(1, CHUNK // (c * c))
-    for start in range(0, len(numerators), step):
-        yield start, _values(gram, grid[0], numerators[start : start + step])
+class _Complement:
+    """The Schur complement of t - G(w) for the channels of P at each frequency and for any t, by Lanczos' algorithm."""
+
+    def __init__(self, chunks, p: Tensor, steps: int) -> None:
+        steps = min(steps, max(1, p.shape[0] // p.shape[1]))
+        parts = [self._blocks(grams.to(torch.complex64), p, steps) for grams in chunks]
+        self.diagonal, self.below = (torch.cat(x, 1).to(torch.complex128) for x in zip(*parts))
+
+    @staticmethod
+    def _blocks(grams: Tensor, p: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """A_k and B_{k+1}: (steps, frequencies, r, r)."""
+        first = v = p.to(torch.complex64).expand(len(grams), *p.shape)
+        before = torch.zeros_like(v)
+        b = v.new_zeros(len(v), v.shape[2], v.shape[2])
+        diagonal, below = [], []
+        for _ in range(steps):
+            w = grams @ v - before @ b.mH
+            a = v.mH @ w
+            w = w - v @ a
+            w = w - first @ (first.mH @ w)  # else what P holds comes back by rounding
+            before, (v, b) = v, torch.linalg.qr(w)
+            diagonal.append((a + a.mH) / 2)
+            below.append(b)
+        return torch.stack(diagonal), torch.stack(below)
+
+    def at(self, t: float) -> tuple[Tensor, Tensor] | None:
+        """E and dE / dt; None where another channel is above t."""
+        one = torch.eye(self.diagonal.shape[-1], dtype=torch.complex128, device="cpu")
+        s, slope = t * one - self.diagonal[-1], one.expand_as(self.diagonal[-1])
+        for a, b in zip(self.diagonal[:-1].flip(0), self.below[:-1].flip(0)):
+            factor, info = torch.linalg.cholesky_ex(s)
+            if info.any():
+                return None
+            x = torch.cholesky_solve(b, factor)
+            s, slope = t * one - a - b.mH @ x, one + x.mH @ slope @ x
+        found = torch.isfinite(torch.view_as_real(s)).all() and torch.isfinite(torch.view_as_real(slope)).all()
+        return ((s + s.mH) / 2, (slope + slope.mH) / 2) if found else None
 
 
 class _Box:
@@ -123,10 +138,11 @@ class _Box:
         opposite = (-numerators) % (2 * np.array(grid[0]))
         self.count = math.prod(grid[0])
         self.twice = torch.from_numpy(np.where((opposite == numerators).all(1), 1.0, 2.0))
-        difference = pixels[:, None] - pixels[None]
-        self.lags, self.number = np.unique(difference.reshape(-1, len(box)), axis=0, return_inverse=True)
-        self.number = torch.from_numpy(self.number.reshape(len(pixels), len(pixels)))
-        self.angles = _angles(numerators, self.lags, grid[0])
+        spans = 2 * np.array(box) - 1
+        difference = pixels[:, None] - pixels[None] + np.array(box) - 1
+        self.number = torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(difference, -1, 0)), tuple(spans)))
+        self.lags = np.stack(np.meshgrid(*(np.arange(1 - n, n) for n in box), indexing="ij"), -1).reshape(-1, len(box))
+        self.angles = angles(numerators, self.lags, grid[0])
 
     def symmetric(self, e: Tensor) -> Tensor:
         """E(w), real where w is its own opposite."""
@@ -151,21 +167,34 @@ class _Box:
         return len(self.lags) * 3 * largest * (terms * U / (1 - terms * U) + 2 * TABLE) * (1 + 2.0**-20)
 
     def smallest(self, e: Tensor) -> tuple[float, Tensor]:
+        """About the smallest eigenvalue of B and its vector, by inverse iteration."""
         matrix = self.matrix(e)
-        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-        return float(values[0]), vectors[:, 0]
+        matrix = (matrix + matrix.T) / 2
+        size = float(matrix.diagonal().mean().abs())
+        for shift in (1e-3, 1e-2, 1e-1, 1.0, 10.0):
+            factor, info = torch.linalg.cholesky_ex(matrix + shift * size * torch.eye(len(matrix), dtype=matrix.dtype, device="cpu"))
+            if not info:
+                break
+        v = torch.linspace(1, 2, len(matrix), dtype=matrix.dtype, device="cpu")[:, None].cos()
+        for _ in range(INVERSE_STEPS):
+            v = torch.cholesky_solve(v, factor)
+            v = v / torch.linalg.vector_norm(v)
+        return float(v.T @ matrix @ v), v[:, 0]
 
     def quadratic(self, e: Tensor, vector: Tensor) -> float:
         return float(vector @ self.matrix(e) @ vector)
 
 
-def _proved(gram: Gram, grid: Grid, p: Tensor, e: Tensor, level: float, where: _Box, slack: float) -> float:
+def _proved(gram: Gram, chunks, p: Tensor, e: Tensor, level: float, where: _Box, slack: float) -> float:
     """L + m ||P||^2, for the E given."""
     c, r = p.shape
-    proved, start = level * (1 + slack / 2), level * (1 + slack / 2)
-    for start_at, grams in _chunks(gram, grid):
-        part = e[start_at : start_at + len(grams)]
-        grams += p.to(e.dtype) @ part @ p.T.to(e.dtype)
+    proved, start = level * (1 + slack / 8), level * (1 + slack / 8)
+    done = 0
+    for grams in chunks:
+        part = e[done : done + len(grams)]
+        done += len(grams)
+        wide = p.to(e.dtype).expand(len(part), c, r)
+        grams.baddbmm_(wide @ part, wide.mT)
         proved, _ = raised_level(grams, proved, slack, start * (1 + 8 * slack))
         if proved == math.inf:
             return math.inf

@@ -17,6 +17,7 @@ Source: Rump (2006), Verification of positive definiteness, BIT 46; Higham (2002
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ CONSTANT = 8
 CANDIDATES = 4  # matrices that Lanczos looks at before a level is tried
 LANCZOS_STEPS = 40
 TINY = 2.0**-900
-LEAF = 64  # channels; a larger factor is found by halves
+NUMPYS = range(20, 200)  # channels of the factors that numpy's LAPACK makes faster than torch's; measured
 
 
 def definiteness_error(c: int) -> float:
@@ -34,21 +35,18 @@ def definiteness_error(c: int) -> float:
     return 3 * CONSTANT * (c + 8) * U * c
 
 
-def raised_level(grams: Tensor, level: float, slack: float, ceiling: float) -> tuple[float, int | None]:
+def raised_level(grams: Tensor, level: float, slack: float, ceiling: float = math.inf) -> tuple[float, int | None]:
     """At least ``level``, and proved in floats: Cholesky ends on t Id - G for each G, or ||G||_F <= t.
 
     With it, the number of the matrix that raised it last, if one did.
 
     Shape:
-        grams: (batch, c, c), Hermitian to rounding, of complex128; t is the first number returned.
+        grams: (batch, c, c), Hermitian to rounding, of complex128 or float64; t is the first number returned. Its values are kept.
     Cost:
         A Cholesky factor of each matrix whose Frobenius norm is above the level; few are factored twice.
         Stops with infinity once a matrix has a Rayleigh quotient above ``ceiling``: its level is of no use.
     """
-    c = grams.shape[-1]
-    frobenius = torch.linalg.vector_norm(torch.view_as_real(grams).flatten(1), dim=1) * (1 + 8 * c * c * U)
-    order = frobenius.argsort(descending=True)
-    unproved, tries, peak = order[frobenius[order] > level], 0, None
+    unproved, tries, peak = _above(grams, level), 0, None
     if level > 0:
         unproved = _not_definite(grams, unproved, level)
     while unproved.numel():
@@ -56,32 +54,50 @@ def raised_level(grams: Tensor, level: float, slack: float, ceiling: float) -> t
         guess, peak = float(guesses.max()), int(unproved[guesses.argmax()])
         if guess > ceiling:
             return math.inf, peak
-        level = max(level * (1 + slack * 2.0 ** (tries - 4)), guess * (1 + slack), TINY)
+        level = max(level * (1 + slack * 2.0 ** (tries - 4)), guess * (1 + slack / 2), TINY)
         tries += 1
-        unproved = _not_definite(grams, unproved[frobenius[unproved] > level], level)
+        unproved = _not_definite(grams, unproved[torch.isin(unproved, _above(grams, level))], level)
     return level, peak
 
 
+def _above(grams: Tensor, level: float) -> Tensor:
+    """The matrices whose Frobenius norm, or at least c^-1/2 times the trace, is above the level; the largest first."""
+    c = grams.shape[-1]
+    sizes = grams.diagonal(dim1=1, dim2=2).real.sum(1) / math.sqrt(c)
+    low = (sizes <= level).nonzero().flatten()
+    if len(low):
+        part = grams if len(low) == len(grams) else grams[low]
+        part = torch.view_as_real(part) if part.is_complex() else part
+        sizes[low] = torch.linalg.vector_norm(part.flatten(1), dim=1) * (1 + 8 * c * c * U)
+    order = sizes.argsort(descending=True)
+    return order[~(sizes[order] <= level)]
+
+
 def _not_definite(grams: Tensor, which: Tensor, level: float) -> Tensor:
-    """The matrices on which Cholesky stops."""
-    shifted = grams[which].neg_()
-    shifted.diagonal(dim1=1, dim2=2).add_(level)
-    return which[~_factorise(shifted)]
+    """The matrices on which Cholesky stops; each is turned into t Id - G in place, and back again."""
+    if len(which) < len(grams):
+        part = grams[which]
+        return which[_not_definite(part, torch.arange(len(part), device="cpu"), level)] if len(part) else which
+    diagonal = grams.diagonal(dim1=1, dim2=2)
+    kept = diagonal.clone()
+    grams.neg_()
+    diagonal.copy_(level - kept)
+    ends = _factors(grams)
+    grams.neg_()
+    diagonal.copy_(kept)
+    return (~ends).nonzero().flatten()
 
 
-def _factorise(a: Tensor) -> Tensor:
-    """Puts R with R^* R = a into the upper triangle of a; for which matrices. By halves, since products are fastest."""
-    c = a.shape[-1]
-    if c <= LEAF:
-        factor, info = torch.linalg.cholesky_ex(a, upper=True)
-        a.copy_(factor)
-        return (info == 0) & torch.isfinite(factor.diagonal(dim1=1, dim2=2).real).all(1)
-    h = c // 2
-    first, beside, rest = a[:, :h, :h], a[:, :h, h:], a[:, h:, h:]
-    ends = _factorise(first)
-    beside.copy_(torch.linalg.solve_triangular(first.mH, beside, upper=False))
-    rest.baddbmm_(beside.mH, beside, alpha=-1)
-    return _factorise(rest) & ends
+def _factors(a: Tensor) -> Tensor:
+    """For which matrices Cholesky's algorithm ends."""
+    if a.shape[-1] in NUMPYS:
+        try:
+            factor = torch.from_numpy(np.linalg.cholesky(a.numpy()))
+            return torch.isfinite(factor.diagonal(dim1=1, dim2=2).real).all(1)
+        except np.linalg.LinAlgError:  # on one of them; the other library says on which
+            pass
+    factor, info = torch.linalg.cholesky_ex(a)
+    return (info == 0) & torch.isfinite(factor.diagonal(dim1=1, dim2=2).real).all(1)
 
 
 def top_vector(gram: Tensor, level: float, steps: int = 8) -> Tensor:

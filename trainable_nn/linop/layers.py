@@ -1,7 +1,7 @@
 """What a convolution or a linear layer of torch is: its weight as float64 kernels of each group, its axes; or an error."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +70,11 @@ def read_layer(layer: nn.Module, input_shape: Sequence[int] | None) -> Tensor | 
     sizes = sizes_of(input_shape, weight.dim() - 2, layer.in_channels, name)
     if transposed and input_shape is not None:
         sizes = _transposed_sizes(layer, sizes, name)
-    return Convolution.from_arguments(
-        kernel, sizes, layer.stride, layer.padding, layer.dilation, layer.padding_mode
-    )
+    read = Convolution.from_arguments(kernel, sizes, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
+    if not transposed:
+        return read
+    more = [extra // s * s for extra, s in zip(layer.output_padding, layer.stride)]  # outputs that the adjoint hasn't
+    return replace(read, axes=tuple(replace(a, after=a.after - m) for a, m in zip(read.axes, more)))
 
 
 def weight_of(layer: nn.Module) -> Tensor:

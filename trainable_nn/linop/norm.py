@@ -75,10 +75,12 @@ def _norm(h: Tensor, steps: int, power: float, rtol: float) -> tuple[float, int]
 
 def _scaled(h: Tensor) -> tuple[Tensor, int | None]:
     """h 2^-e with its largest entry in [1/2, 1), and e; None for a zero or empty matrix."""
-    largest = float(h.abs().max()) if h.numel() else 0.0
+    largest = max(map(abs, map(float, h.aminmax()))) if h.numel() else 0.0
     if largest == 0.0:
         return h, None
     exponent = math.frexp(largest)[1]
+    if abs(exponent) < 1000:
+        return h * 2.0**-exponent, exponent
     half = -exponent // 2  # in two factors: 2^1074, for denormals, is itself past the largest float
     return h * 2.0**half * 2.0 ** (-exponent - half), exponent
 

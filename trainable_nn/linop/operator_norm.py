@@ -7,7 +7,8 @@ grid point next to the maximum (M. Riesz; for half-integer d by Duffin and Schae
 costs 1 / cos(pi d / G) on each axis. ``symbol`` and ``definite`` prove the maximum in floats. im2col's bound, the
 kernel's norm as a matrix times the root of the uses of one pixel, is exact where patches don't overlap, and
 replaces the other where it is smaller. Where a singular value stands out at the grid's peak, its channels are held to the
-pixels that exist (``channel_box``), not only to the circle. Groups are blocks of a block diagonal: their maximum.
+pixels that exist (``channel_box``), not only to the circle. A small convolution is bounded by its own matrix instead
+(``dense_norm``), to rounding, whatever its padding. Groups are blocks of a block diagonal: their maximum.
 
 Source: Sedghi et al. (2019), arXiv:1805.10408, for the symbol; Araujo et al. (2021), arXiv:2006.08391, for a grid.
 The circle of the least size, its twisted seam and the rounding are ours.
@@ -19,18 +20,23 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from .axes import Circle, circle_of
+from .axes import Circle, circle_of, reads
 from .channel_box import boxed_maximum
+from .dense_norm import dense_flops, dense_norm_at_most
+from .grid_choice import choose_grid
 from .layers import Convolution, read_layer, read_weight, sizes_of
 from .norm import U, _scaled, matrix_norm_at_most
-from .symbol import Gram, Grid, Peak, estimates_beside, gram_of, grid_maximum
+from .symbol import Grid, Symbol, frequencies, symbol_of
+from .symbol_gram import gram_of, grid_maximum
 
 MOST_FREQUENCIES = 2**20  # of a fixed grid
-WORTH = (2, 5)  # slacks to be gained before another grid is tried, if it costs below DEAR and above
-CHEAP, DEAR = 2e8, 2e9  # multiplications of a grid; a cheap one is tried all the same
-MOST_GRIDS = (8, 2)  # that are tried beside the first, if they are cheap, and else
+CHEAP, DEAR = 2e7, 2e9  # multiplications of a grid; a cheap one is tried with a place more, one below DEAR if few points are high
+LONGEST = 2**12  # pixels of an axis of a small image
+MOST_DENSE = (1e9, 4e9)  # flops by the matrix itself: where no pixel is copied, and where one is
+ROUGH = 3e-3  # relative error of an estimate, or so
 COS_ERROR = 2.0**-45  # of 1 / cos, for angles of at most pi / 4
 
 
@@ -45,11 +51,11 @@ def operator_norm_at_most(conv, input_shape: Sequence[int] | None, *, rtol: floa
     Units:
         rtol: the work is set so that arithmetic and grid spend rtol / 40 of excess, or rtol / 4 for None; the rest
         is for the circle, whose excess falls as 1 / n^2 whatever rtol is. Measured with the default on a ResNet-18, random
-        weights: 0.4 % at n = 16 and less above, 2 % at 8, 10 % at 4; with a smooth spike in space 0.3 %, 2 % and 6.5 %.
-        Padding by pixels costs more: at most the root of the copies of one pixel on each axis.
+        weights: 0.4 % at n = 16 and less above, 2 % at 8, 10 % at 4; under a rank-one spike 0.3 %, 2 % and 3 %.
+        Padding by pixels costs more: at most the root of the copies of one pixel on each axis. A matrix with a smaller side
+        of up to 700 or so, up to 1,100 where pixels are copied, is bounded within rtol / 40 whatever the geometry.
     Cost:
-        For n x n outputs, c channels on the smaller side and C on the other: 2 c^2 C k^4 + n^2 c^3 flops, or so;
-        where one singular value stands out, two to four times as much.
+        For n x n outputs, c channels on the smaller side and C on the other: 2 c^2 C k^4 + n^2 c^3 flops, or so.
     Raises:
         ValueError: the weight is on the meta device, empty, NaN or infinite, or input_shape gives no output.
         TypeError: the weight holds no real floats; UnboundedError: the layer is none of these.
@@ -135,13 +141,14 @@ def attained_bound(layer: Convolution, slack: float, narrow: float | None = None
     if exponent is None:
         return attained(0.0, 0)
     bound, group, turns = math.inf, 0, None
-    if uses > 1:
-        gram = gram_of(kernel, reach, strides)
-        bound, group, turns = _circle_bound(gram, circles, slack, narrow, boxed)
+    if boxed and _by_matrix(layer, kernel, circles, uses):
+        bound = dense_norm_at_most(kernel, layer.axes, used, narrow)
+    elif uses > 1:
+        bound, group, turns = _circle_bound(symbol_of(kernel, reach, strides), circles, slack, narrow, boxed)
     overlap = _up(math.sqrt(uses))
     groups, rows, *_ = kernel.shape
     matrices = kernel.reshape(groups, rows, -1)
-    least = float(matrices.square().sum((1, 2)).max()) / min(matrices.shape[1:])  # at most the squared norm
+    least = float(torch.linalg.vector_norm(matrices.flatten(1), dim=1).max()) ** 2 / min(matrices.shape[1:])  # at most the squared norm
     if math.sqrt(least) * overlap < bound:
         norms = [matrix_norm_at_most(matrix, rtol=narrow) for matrix in matrices]
         norm = max(norms)
@@ -151,45 +158,46 @@ def attained_bound(layer: Convolution, slack: float, narrow: float | None = None
     return attained(bound, group, turns)
 
 
+def _by_matrix(layer: Convolution, kernel: Tensor, circles: list[Circle], uses: int) -> bool:
+    """Whether the matrix itself costs little, or no more than the circle may lose where pixels are copied."""
+    if any(axis.n is None or axis.n > LONGEST for axis in layer.axes):
+        return False
+    if uses == 1 and all((reads(a)[c.taps] >= 0).all(0).any() for a, c in zip(layer.axes, circles)):
+        return False  # some output reads a pixel with every tap, and none is read twice: the kernel's own norm is attained
+    return dense_flops(kernel.shape, layer.axes) <= MOST_DENSE[any(circle.copies > 1 for circle in circles)]
+
+
 def _circle_bound(
-    gram: Gram, circles: list[Circle], slack: float, narrow: float, boxed: bool
+    symbol: Symbol, circles: list[Circle], slack: float, narrow: float, boxed: bool
 ) -> tuple[float, int, np.ndarray | None]:
     """factor * max ||M(w)|| over the best of the grids; the group and the turns of each axis where it is."""
     factor, choices = math.sqrt(math.prod(c.copies for c in circles)), []
     places = [circle.places or circle.degree for circle in circles]
-    longer = (0, 1) if _multiplications(gram, places) < DEAR else (0,)
+    cost = _multiplications(symbol, places)
     for circle in circles:
-        size, cost = _fixed_grid(circle, slack, len(circles))
+        size, excess = _fixed_grid(circle, slack, len(circles))
         if circle.places is not None and circle.places <= size:
-            size, cost = circle.places, 1.0
-        factor *= cost
+            size, excess = circle.places, 1.0
+        factor *= excess
         free = circle.open and circle.places == size
-        choices.append([(size + more, twist) for more in longer for twist in (0, 1)] if free else [(size, 0)])
+        choices.append([(size + more, twist) for more in (0, 1) for twist in (0, 1)] if free else [(size, 0)])
     grids = [tuple(zip(*grid)) for grid in product(*choices)]
-    box = tuple(circle.box[gram.by_inputs] for circle in circles)
+    short = [grid for grid in grids if grid[0] == grids[0][0]]
+    longer = [grid for grid in grids if grid not in short] if cost < DEAR else []
+    grids, longer = (short + longer, []) if cost < CHEAP else (short, longer)
     held = boxed and all(c.open and c.places is not None and c.places <= n for c, n in zip(circles, grids[0][0]))
-    squared, peak, grid = _least_maximum(gram, grids, slack, narrow)
-    if held and peak is not None:
-        squared = min(squared, boxed_maximum(gram, grid, peak, squared, box, 2 * narrow))
-    turns = None if peak is None else peak.numerators / (2 * np.array(grid[0]))
-    return _up(_up(math.sqrt(squared)) * factor), (0 if peak is None else peak.group), turns
-
-
-def _least_maximum(gram: Gram, grids: list[Grid], slack: float, narrow: float) -> tuple[float, Peak | None, Grid]:
-    """The least bound of max ||G(w)|| over the grids: of the first, and of those that promise less beside its peak."""
-    squared, peak = grid_maximum(gram, *grids[0], 2 * narrow)
-    best = squared, peak, grids[0]
-    if peak is None or len(grids) == 1:
-        return best
-    cost = _multiplications(gram, grids[0][0])
-    estimates = estimates_beside(gram, grids[0], peak, squared, grids[1:])
-    order = sorted(zip(estimates, grids[1:]))
-    worth = 2.0 if cost < CHEAP else 1 - 2 * slack * WORTH[cost > DEAR]
-    for estimate, grid in order[: MOST_GRIDS[cost >= CHEAP]]:
-        if estimate < best[0] * worth:
-            found = grid_maximum(gram, *grid, 2 * narrow, best[0])
-            best = min(best, (*found, grid), key=lambda bound: bound[0])
-    return best
+    choice = choose_grid(symbol, grids, longer)
+    gram = gram_of(symbol, len(frequencies(*choice.grid)))
+    box, squared, peak = tuple(circle.box[symbol.by_inputs] for circle in circles), math.inf, choice.peak
+    if held:
+        squared = boxed_maximum(gram, choice, box, 2 * narrow)
+    safe = narrow > ROUGH / 10  # so wide that the estimate's error doesn't count
+    if not squared < choice.estimate * (1 if safe else 1 - ROUGH):
+        guess = choice.estimate * (1 + narrow / 2 if safe else 1 - ROUGH)
+        circle, found = grid_maximum(gram, choice.grid, 2 * narrow, guess)
+        squared, peak = min(squared, circle), found or peak
+    turns = peak.numerators / (2 * np.array(choice.grid[0]))
+    return _up(_up(math.sqrt(squared)) * factor), peak.group, turns
 
 
 def _fixed_grid(circle: Circle, slack: float, axes: int) -> tuple[int, float]:
@@ -203,9 +211,10 @@ def _fixed_grid(circle: Circle, slack: float, axes: int) -> tuple[int, float]:
     return size, 1 / math.cos(math.pi * circle.degree / size) * (1 + COS_ERROR)
 
 
-def _multiplications(gram: Gram, sizes: Sequence[int]) -> float:
-    c = gram.channels
-    return gram.even.shape[0] * math.prod(sizes) / 2 * (4 * gram.even.shape[1] * c**2 + 4 * c**3)
+def _multiplications(symbol: Symbol, sizes: Sequence[int]) -> float:
+    """Of factors on a grid, and of sums for its matrices, at 25 lags."""
+    c = symbol.channels
+    return symbol.groups * math.prod(sizes) / 2 * (100 * c**2 + 4 * c**3)
 
 
 def _up(x: float) -> float:

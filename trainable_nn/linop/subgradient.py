@@ -1,7 +1,8 @@
 r"""The proved bound of an operator norm as a function of the weight: its value, and its exact subgradient.
 
 The bound is a factor times a largest singular value s of one matrix M that is linear in the kernel: the symbol at the
-grid's peak, or the kernel as a matrix; no channel is held to the pixels here (``channel_box``). With M v = s u, the
+grid's peak, or the kernel as a matrix; no channel is held to the pixels here (``channel_box``), and no small
+convolution is taken as a matrix of pixels (``dense_norm``). With M v = s u, the
 derivative of s along dM is Re u^* dM v; where s is not simple, any of its pairs (u, v) gives a subgradient. The level is
 taken so narrow that the peak is the grid's greatest but for 1e-7.
 """
@@ -28,8 +29,8 @@ SLACK = 1e-3  # what operator_norm_at_most spends on a grid by default
 def differentiable_norm_at_most(conv_or_weight, input_shape: Sequence[int] | None, **arguments) -> Tensor:
     """``operator_norm_at_most`` of a layer, or ``convolution_norm_at_most`` of a weight, that autograd differentiates.
 
-    A float64 scalar on the weight's device: a proved bound of the values that the weight has now; on small images, where one
-    singular value stands out, ``operator_norm_at_most`` is a few percent less. Its gradient is an exact
+    A float64 scalar on the weight's device: a proved bound of the values that the weight has now; ``operator_norm_at_most`` is a
+    few percent less on small images, and up to half where pixels are copied, since it takes a small matrix as it is. Its gradient is an exact
     subgradient of the bound's formula, so a descent along it lowers the bound. Gradients flow through parametrisations
     and ``effective_weight()``. The work itself is done on the CPU; only the weight and its gradient travel.
 

@@ -287,6 +287,18 @@ class Network:
         return self._affine(m, y.reshape(x.shape), shape)
 
 
+CONTAINERS = (nn.Sequential, Block, Twice, tnn.ContractiveResidual, tnn.SpectrallyBoundedResidual)
+LEAVES = (*SAME, *ACTIVATIONS, nn.Flatten, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, FlooredBatchNorm1d)
+LEAVES += (FlooredBatchNorm2d, nn.Linear, tnn.EntryNormLinear, tnn.WeightNormLinear, tnn.SpectralNormLinear)
+LEAVES += (nn.Conv2d, tnn.EntryNormConv2d, tnn.WeightNormConv2d, nn.Dropout)
+
+
+def knows(model: nn.Module) -> bool:
+    """Whether every layer is one of the oracle's."""
+    square = lambda m: type(m) is nn.AdaptiveAvgPool2d and m.output_size == 1
+    return all(type(m) in CONTAINERS + LEAVES or square(m) for m in model.modules())
+
+
 def exact_jacobian(model: nn.Module, inputs) -> np.ndarray:
     """(outputs, parameters) in 50 digits."""
     return Network(model).jacobian(inputs)

@@ -1,0 +1,288 @@
+"""What rounding has done to a tangent kernel: the proved bound against 50 digits, and that each part of it counts."""
+
+import copy
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from kernel_oracle import ACTIVATIONS, distance, exact_jacobian, knows, spectral_distance
+from regularity_networks import Block, Truth, Twice, network
+from torch import nn
+
+import trainable_nn as tnn
+from trainable_nn import modules
+from trainable_nn.certify.entries import ASSUMED, PROVED, Entries
+from trainable_nn.certify.kernel_error import jacobian_error_at_most, states
+from trainable_nn.certify.measure import extremes_of
+from trainable_nn.errors import UnboundedError
+from trainable_nn.linop import kernel_extremes, ntk
+from trainable_nn.modules.floored import FlooredBatchNorm2d
+
+F64 = torch.float64
+PACKAGE = "trainable_nn.certify.kernel_error"
+SEEDS = [seed for seed in range(160) if knows(network(seed)[0])]
+
+
+def jacobian_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """By torch.func, in float64."""
+    truth = Truth(model, x)
+    return truth.jacobian(truth.theta).detach()
+
+
+def dense(activation: nn.Module) -> tuple[nn.Module, torch.Tensor]:
+    return nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 4), copy.deepcopy(activation), nn.Linear(4, 2)), (3,)
+
+
+def convolutional(layer, activation: nn.Module, **options) -> tuple[nn.Module, tuple[int, ...]]:
+    first, second = layer(1, 2, 3, padding=1, **options), layer(2, 2, 2, stride=2, **options)
+    end = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    return nn.Sequential(first, activation, second, activation, end), (1, 4, 4)
+
+
+def residual(layer) -> tuple[nn.Module, tuple[int, ...]]:
+    blocks = [Block(nn.Sequential(modules.SmoothReLU(), layer(3, 3)), 0.5) for _ in range(3)]
+    return nn.Sequential(layer(2, 3), *blocks, nn.Linear(3, 1)), (2,)
+
+
+def normalised(norm: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    first = nn.Linear(2, 4) if len(shape) == 1 else nn.Conv2d(2, 4, 2)
+    return nn.Sequential(first, norm, nn.Tanh(), nn.Flatten(), nn.LazyLinear(2)), shape
+
+
+def far_mean(norm: nn.Module) -> nn.Module:
+    norm.running_mean.uniform_(-3, 3)
+    norm.running_var.uniform_(0.2, 2.0)
+    return norm.eval()
+
+
+CASES = {
+    **{f"dense, {kind.__module__.split('.')[0]} {kind.__name__}": lambda kind=kind: dense(kind()) for kind in ACTIVATIONS},
+    "dense, gelu tanh": lambda: dense(nn.GELU(approximate="tanh")),
+    "dense, softplus of beta 3": lambda: dense(nn.Softplus(beta=3.0)),
+    "convolution": lambda: convolutional(nn.Conv2d, nn.Tanh()),
+    "convolution, circular": lambda: convolutional(nn.Conv2d, nn.GELU(), padding_mode="circular"),
+    "convolution, entry norm": lambda: convolutional(tnn.EntryNormConv2d, modules.GELU1(), leak=0.1),
+    "convolution, weight norm": lambda: convolutional(tnn.WeightNormConv2d, modules.Softplus0()),
+    "convolution, relu": lambda: convolutional(nn.Conv2d, nn.ReLU()),
+    "residual": lambda: residual(nn.Linear),
+    "residual, entry norm": lambda: residual(tnn.EntryNormLinear),
+    "residual, weight norm": lambda: residual(tnn.WeightNormLinear),
+    "residual, spectral norm": lambda: residual(tnn.SpectralNormLinear),
+    "one layer twice": lambda: (nn.Sequential(nn.Linear(2, 3), Twice(nn.Linear(3, 3), nn.Tanh())), (2,)),
+    "batch norm, evaluated": lambda: normalised(far_mean(nn.BatchNorm1d(4)), (2,)),
+    "batch norm of images, evaluated": lambda: normalised(far_mean(nn.BatchNorm2d(4)), (2, 3, 3)),
+    "batch norm": lambda: normalised(nn.BatchNorm1d(4, track_running_stats=False), (2,)),
+    "floored batch norm": lambda: normalised(FlooredBatchNorm2d(4, smooth=True, track_running_stats=False), (2, 3, 3)),
+    "layer norm": lambda: normalised(nn.LayerNorm(4), (2,)),
+    "group norm": lambda: normalised(nn.GroupNorm(2, 4), (2, 3, 3)),
+}
+
+
+def build(case: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(len(case))
+    model, shape = CASES[case]()
+    x = torch.randn(3, *shape)
+    model(x)  # lazy layers look
+    model = model.double()
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.7)
+    return model, x.double()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_bound_holds_the_error_in_50_digits_and_is_small(case):
+    model, x = build(case)
+    found, kernel, exact = tnn.kernel_error_at_most(model, x), ntk(model, x), exact_jacobian(model, x)
+    size = float(torch.linalg.matrix_norm(kernel, 2))
+    error = spectral_distance(kernel, exact @ exact.T)
+    print(f"{case}: error {error:.2e}, bound {found.kernel:.2e}, bound / ||K|| {found.kernel / size:.2e}")
+    assert distance(jacobian_of(model, x), exact) <= found.jacobian
+    assert error <= found.kernel
+    assert found.kernel <= 1e-9 * size
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_networks_never_leave_the_bound(seed):
+    model, x = network(seed)
+    found = tnn.kernel_error_at_most(model, x)
+    exact = exact_jacobian(model, x)
+    assert distance(jacobian_of(model, x), exact) <= found.jacobian
+    assert spectral_distance(ntk(model, x), exact @ exact.T) <= found.kernel
+
+
+def eight_blocks(width: int = 24) -> nn.Module:
+    torch.manual_seed(0)
+    blocks = [Block(nn.Sequential(nn.Tanh(), nn.Linear(width, width)), 0.3) for _ in range(8)]
+    return nn.Sequential(nn.Linear(6, width), *blocks, nn.Linear(width, 2)).double()
+
+
+def test_eight_residual_blocks_have_a_bound_far_below_the_kernel():
+    model, x = eight_blocks(), torch.randn(12, 6, dtype=F64)
+    kernel = ntk(model, x)
+    found = tnn.kernel_error_at_most(model, x, kernel)
+    ratio = found.kernel / float(torch.linalg.matrix_norm(kernel, 2))
+    print(f"bound / ||K|| = {ratio:.2e}")
+    assert ratio < 1e-10
+
+
+def perturbed(model: nn.Module, relative: float) -> nn.Module:
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.mul_(1 + relative * torch.randn_like(p).sign())
+    return twin
+
+
+@pytest.mark.parametrize("case", ["residual", "residual, entry norm", "convolution, weight norm", "layer norm"])
+def test_a_kernel_of_weights_that_are_off_by_a_little_leaves_the_bound(case):
+    """The law can fail: a relative 1e-9 in the weights is no rounding."""
+    model, x = build(case)
+    found, exact = tnn.kernel_error_at_most(model, x), exact_jacobian(model, x)
+    off = perturbed(model, 1e-9)
+    assert distance(jacobian_of(off, x), exact) > found.jacobian
+    assert spectral_distance(ntk(off, x), exact @ exact.T) > found.kernel
+
+
+def test_a_perturbation_of_1e_12_is_seen_in_a_small_network():
+    model, x = build("residual")
+    found, exact = tnn.kernel_error_at_most(model, x), exact_jacobian(model, x)
+    assert distance(jacobian_of(perturbed(model, 1e-12), x), exact) > found.jacobian
+
+
+def cancelling(scale: float = 1e8) -> tuple[nn.Module, torch.Tensor]:
+    """tanh of scale (x_1 - x_2) for nearly equal x: what rounds is scale x, and DF never sees it."""
+    first = nn.Linear(2, 1, bias=False).double()
+    first.weight.data = torch.tensor([[1.1, -1.1]], dtype=F64) * scale
+    first.requires_grad_(False)
+    x = torch.rand(4, 1, dtype=F64, generator=torch.Generator().manual_seed(0)) + torch.tensor([[0.0, 1.0]], dtype=F64) / scale
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(1, 1, bias=False).double()), x
+
+
+def test_where_large_weights_cancel_the_assumption_of_before_is_wrong_and_the_bound_holds():
+    model, x = cancelling()
+    computed, exact = jacobian_of(model, x), exact_jacobian(model, x)
+    error, found = distance(computed, exact), jacobian_error_at_most(model, x)
+    assumed = Entries().of_jacobian(*computed.shape, float(computed.norm())).taken
+    print(f"error {error:.2e}, assumed before {assumed:.2e}, proved {found.jacobian:.2e}")
+    assert assumed < error <= found.jacobian
+    assert found.jacobian < 1e3 * error
+
+
+def test_without_the_first_layers_rounding_the_bound_would_be_wrong():
+    model, x = cancelling()
+    error = distance(jacobian_of(model, x), exact_jacobian(model, x))
+    last = nn.Sequential(*model[1:])  # the same, were its input exact
+    assert jacobian_error_at_most(last, model[0](x).detach()).jacobian < error
+
+
+def test_a_softplus_past_its_threshold_counts_its_jump():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 1), nn.Softplus(), nn.Linear(1, 1)).double()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.fill_(20.5)
+    x = torch.tensor([[0.0], [0.25]], dtype=F64)
+    error = distance(jacobian_of(model, x), exact_jacobian(model, x))
+    found = jacobian_error_at_most(model, x).jacobian
+    assert 1e-10 < error <= found < 1e-7
+
+
+def test_an_entry_on_a_kink_within_its_error_counts_both_slopes():
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -1.0]]))
+        model[2].weight.fill_(3.0)
+    near = torch.tensor([[1.0 / 3, 1.0 / 3]], dtype=F64)
+    assert jacobian_error_at_most(model, near).jacobian >= 3 * float(near.norm())
+    assert jacobian_error_at_most(model, near + torch.tensor([[0.0, 1e-3]], dtype=F64)).jacobian < 1e-12
+
+
+def test_a_kernel_in_float32_is_held_against_float64():
+    model, x = build("residual, weight norm")
+    single = copy.deepcopy(model).float()
+    kernel = ntk(single, x.float())
+    found, exact = tnn.kernel_error_at_most(single, x.float(), kernel), exact_jacobian(single.double(), x.float().double())
+    error = spectral_distance(kernel, exact @ exact.T)
+    assert 1e-9 * float(kernel.norm()) < error <= found.kernel < 1e-4 * float(kernel.norm())
+
+
+@pytest.mark.parametrize("case", ["residual", "convolution, entry norm", "batch norm"])
+def test_the_smallest_eigenvalue_is_proved_with_the_entries_error(case):
+    model, x = build(case)
+    kernel, exact = ntk(model, x), exact_jacobian(model, x)
+    found = tnn.kernel_error_at_most(model, x, kernel)
+    truth = float(np.linalg.eigvalsh((exact @ exact.T).astype(np.float64))[0])
+    size = float(kernel.norm())
+    ends = kernel_extremes(kernel, error=found.kernel)
+    assert ends.smallest_at_least <= truth + 1e-15 * size and ends.largest_at_least > 0
+    least = found.smallest_at_least(kernel_extremes(kernel).smallest_at_least)
+    assert truth - 1e-9 * size <= least <= truth + 1e-15 * size
+
+
+def test_some_parameters_alone_have_a_smaller_bound():
+    model, x = eight_blocks(), torch.randn(5, 6, dtype=F64)
+    names = [name for name, _ in model.named_parameters()][-2:]
+    last, whole = jacobian_error_at_most(model, x, names=names), jacobian_error_at_most(model, x)
+    assert 0 < last.jacobian < whole.jacobian and last.columns < whole.columns
+
+
+def test_pieces_of_the_batch_give_what_the_whole_gives(monkeypatch):
+    model, x = eight_blocks(), torch.randn(7, 6, dtype=F64)
+    whole = jacobian_error_at_most(model, x)
+    monkeypatch.setattr(importlib.import_module(f"{PACKAGE}.bound"), "MOST_NUMBERS", 1)
+    parts = jacobian_error_at_most(model, x)
+    assert parts.jacobian == pytest.approx(whole.jacobian, rel=1e-4)
+    assert parts.factors == pytest.approx(whole.factors, rel=1e-4)
+
+
+def test_a_step_without_a_rule_is_named_with_its_path():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Hardswish(), nn.Linear(2, 1)).double()
+    with pytest.raises(UnboundedError) as caught:
+        tnn.kernel_error_at_most(model, torch.randn(2, 2, dtype=F64))
+    assert str(caught.value) == (
+        "1: nothing bounds the rounding of Hardswish and its slope. Use ReLU, LeakyReLU, or a smooth activation."
+    )
+
+
+def test_a_kernel_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="this network at these inputs has one of shape"):
+        tnn.kernel_error_at_most(eight_blocks().float(), torch.randn(3, 6), torch.eye(4))
+
+
+def certificate(activation: nn.Module) -> tnn.Certificate:
+    torch.manual_seed(0)
+    model = nn.Sequential(tnn.EntryNormLinear(4, 64), activation, nn.Linear(64, 1))
+    x = torch.randn(4, 4)
+    return tnn.certify(model, x, model(x).detach() + 1e-3)
+
+
+def test_a_certificate_says_that_the_rounding_is_proved():
+    found = certificate(nn.Tanh())
+    (row,) = [r for r in found.hypotheses if r.name == PROVED]
+    assert found.grade == "ball" and row.kind == "proved" and 0 < row.value < 1e-10
+    assert not any("assumed" in note for note in found.notes)
+
+
+def test_a_certificate_that_rests_on_an_assumed_rounding_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.import_module(f"{PACKAGE}.rules"), "rounded", _refuse)
+    found = certificate(nn.Tanh())
+    (row,) = [r for r in found.hypotheses if r.name == ASSUMED]
+    assert found.grade == "ball" and (row.kind, row.path) == ("measured", "1")
+    assert "The rounding of DF's entries is assumed, not proved: 1: no rule." in found.explain()
+    assert any("assumed" in note for note in found.notes)
+
+
+def _refuse(step):
+    raise UnboundedError(f"{step.path}: no rule.")
+
+
+def test_extremes_without_a_proof_take_what_they_took():
+    jacobian = torch.randn(3, 50, dtype=F64, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(jacobian)
+    low, high = extremes_of(jacobian)
+    assert low <= float(values[-1]) <= low * (1 + 1e-9) and float(values[0]) <= high <= float(values[0]) * (1 + 1e-9)
+
+
+def test_gamma_is_above_the_sum_of_roundings():
+    assert states.gamma(3) >= 3 * 2.0**-53 and states.gamma(2.0**20) < 2.0**-32

@@ -45,6 +45,10 @@ def residual(layer) -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(layer(2, 3), *blocks, nn.Linear(3, 1)), (2,)
 
 
+def pooled(first: nn.Module, pool: nn.Module) -> tuple[nn.Module, tuple[int, ...]]:
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), first, pool, nn.Tanh(), nn.Flatten(), nn.LazyLinear(2)), (1, 4, 4)
+
+
 def normalised(norm: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
     first = nn.Linear(2, 4) if len(shape) == 1 else nn.Conv2d(2, 4, 2)
     return nn.Sequential(first, norm, nn.Tanh(), nn.Flatten(), nn.LazyLinear(2)), shape
@@ -65,6 +69,8 @@ CASES = {
     "convolution, entry norm": lambda: convolutional(tnn.EntryNormConv2d, modules.GELU1(), leak=0.1),
     "convolution, weight norm": lambda: convolutional(tnn.WeightNormConv2d, modules.Softplus0()),
     "convolution, relu": lambda: convolutional(nn.Conv2d, nn.ReLU()),
+    "max pooling": lambda: pooled(nn.Tanh(), nn.MaxPool2d(2)),
+    "max pooling that overlaps, after relu": lambda: pooled(nn.ReLU(), nn.MaxPool2d(3, 1)),
     "residual": lambda: residual(nn.Linear),
     "residual, entry norm": lambda: residual(tnn.EntryNormLinear),
     "residual, weight norm": lambda: residual(tnn.WeightNormLinear),
@@ -195,6 +201,16 @@ def test_an_entry_on_a_kink_within_its_error_counts_both_slopes():
         model[2].weight.fill_(3.0)
     near = torch.tensor([[1.0 / 3, 1.0 / 3]], dtype=F64)
     assert jacobian_error_at_most(model, near).jacobian >= 3 * float(near.norm())
+    assert jacobian_error_at_most(model, near + torch.tensor([[0.0, 1e-3]], dtype=F64)).jacobian < 1e-12
+
+
+def test_a_window_whose_entries_are_within_their_errors_may_have_either_as_its_largest():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.MaxPool1d(2), nn.Linear(1, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.1, 0.2], [0.2, 0.1]]))
+        model[2].weight.fill_(3.0)
+    near = torch.tensor([[1.0 / 3, 1.0 / 3]], dtype=F64)
+    assert jacobian_error_at_most(model, near).jacobian >= 3 * 2**0.5 * float(near.norm())
     assert jacobian_error_at_most(model, near + torch.tensor([[0.0, 1e-3]], dtype=F64)).jacobian < 1e-12
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from ...errors import UnboundedError
 from ..regularity.elementwise import Elementwise
@@ -34,6 +35,10 @@ class Rounding:
 
     def backward(self, step, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         """(samples,) for each input, the error of the gradients in it."""
+        raise NotImplementedError
+
+    def loose(self, step, x: Value, y: Gradients) -> Tensor | None:
+        """Entry by entry, a part of the error of the gradients in x that ``backward`` leaves out; from steps that keep it apart."""
         raise NotImplementedError
 
     def parts(self, step, x: Value, y: Gradients) -> list[Part]:
@@ -84,15 +89,15 @@ class ElementwiseRounding(Rounding):
     def forward(self, step: Elementwise, inputs: Sequence[Value]) -> np.ndarray:
         (x,), own = inputs, rounded(step)
         rounding = U * (own.value_slope * x.norm + own.value * math.sqrt(x.entries))
-        past = past_threshold(step, x.values, _reach(x))
+        past = past_threshold(step, x.values, reach_of(x))
         if past is not None:
             rounding = rounding + norms(past, len(x.error)) / (4.0 * step.phi.curvature)
         return (step.phi.slope * x.error + rounding) * UP + LOST
 
     def backward(self, step: Elementwise, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         (x,), own = inputs, rounded(step)
-        off = own.slope_error(x.values.abs() + _reach(x)) * U + 2 * U * step.phi.slope
-        past = past_threshold(step, x.values, _reach(x))
+        off = own.slope_error(x.values.abs() + reach_of(x)) * U + 2 * U * step.phi.slope
+        past = past_threshold(step, x.values, reach_of(x))
         off = off if past is None else off + past
         rounding = norms(off * y.size, len(y.error)) + largest(off, len(y.error)) * 2 * y.error
         return [(step.phi.slope * y.error + step.phi.curvature * x.error * y.peak + rounding) * UP + LOST]
@@ -114,26 +119,39 @@ class KinkedRounding(Rounding):
 
     def backward(self, step: Kinked, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         (x,) = inputs
-        reach = _reach(x)
-        near = sum(((x.values - kink).abs() <= reach) & (reach > 0) for kink in kinks_of(step)) > 0
-        turned = norms(y.size * near, len(y.error)) + 2 * y.error * largest(near, len(y.error))
+        near = _near(step, x)
+        size = y.size if y.loose is None else y.size + y.loose * UP
+        turned = norms(size * near, len(y.error)) + 2 * y.error * largest(near, len(y.error))
         own = 0.0 if step.kind == "ReLU" else 8 * U * step.slope
         return [(step.slope * y.error + jump_at_zero(step) * turned + own * y.norm) * UP + LOST]
 
+    def loose(self, step: Kinked, x: Value, y: Gradients) -> Tensor | None:
+        if y.loose is None:
+            return None
+        if step.kind != "ReLU":
+            return y.loose * step.slope * UP
+        return y.loose * ((x.values > 0) | _near(step, x))
 
-def _reach(x: Value):
+
+def _near(step: Kinked, x: Value) -> Tensor:
+    """Which entries may lie on either side of a kink."""
+    reach = reach_of(x)
+    return sum(((x.values - kink).abs() <= reach) & (reach > 0) for kink in kinks_of(step)) > 0
+
+
+def reach_of(x: Value) -> Tensor:
     """(samples, 1, ...), how far an entry may be from the one computed here."""
     reach = 2 * x.error * UP
     return x.values.new_tensor(reach).reshape(-1, *[1] * (x.values.dim() - 1))
 
 
-def rule_of(step, rules: dict[type, Rounding]) -> Rounding:
-    """The rule of a step.
+def rule_of(step, rules: dict[type | str, Rounding]) -> Rounding:
+    """The rule of a step, by its kind's name or by its type.
 
     Raises:
         UnboundedError: it has none.
     """
-    rule = rules.get(type(step))
+    rule = rules.get(step.kind) or rules.get(type(step))
     if rule is None:
         raise UnboundedError(
             f"{step.path or 'the model'}: nothing bounds the rounding of {step.kind}. Use affine layers, smooth activations or "

@@ -47,21 +47,29 @@ class Gradients:
     """Of all outputs of a sample together, in one step's output.
 
     size: (batch, ...), entry by entry the root of the sum of squares over the outputs, as computed here.
-    error: (samples,), how far the computed ones are from the exact, over entries and outputs (Frobenius).
+    error: (samples,), how far the computed ones are from the exact, over entries and outputs (Frobenius); but for what is
+    ``loose``, (batch, ...), which bounds a further part entry by entry, and is None for nothing.
     """
 
     size: Tensor
     error: np.ndarray
+    loose: Tensor | None = None
+
+    def fastened(self) -> "Gradients":
+        """With what is loose among the error."""
+        if self.loose is None:
+            return self
+        return Gradients(self.size, (self.error + norms(self.loose, len(self.error))) * UP)
 
     @property
     def norm(self) -> np.ndarray:
         """At least the Frobenius norm of the exact ones and of every computed ones."""
-        return norms(self.size, len(self.error)) + 2 * self.error * UP
+        return norms(self.size, len(self.error)) + 2 * self.fastened().error * UP
 
     @property
     def peak(self) -> np.ndarray:
         """At least ``size`` at each entry, of the exact ones and of every computed ones."""
-        return largest(self.size, len(self.error)) * UP + 2 * self.error * UP
+        return largest(self.size, len(self.error)) * UP + 2 * self.fastened().error * UP
 
     @property
     def entries(self) -> int:

@@ -14,11 +14,13 @@ from ..regularity.sample_norms import SampleNormalisation
 from ..regularity.steps import FixedLinear, Kinked, Sum
 from .affine import AffineRounding
 from .normalisation import FixedNormalisationRounding
+from .pooling import MaxPoolRounding
 from .rules import ElementwiseRounding, FixedLinearRounding, KinkedRounding, Rounding, SumRounding, rule_of
 from .states import LOST, UP, Gradients, Part, U, Value
 from .statistics import BatchNormalisationRounding, SampleNormalisationRounding
 
-RULES: dict[type, Rounding] = {
+RULES: dict[type | str, Rounding] = {
+    **{f"MaxPool{axes}d": MaxPoolRounding() for axes in (1, 2, 3)},
     Affine: AffineRounding(),
     Sum: SumRounding(),
     FixedLinear: FixedLinearRounding(),
@@ -90,18 +92,26 @@ def _backward(graph: Graph, values: list[Value], sizes: dict[int, Tensor]):
     nodes, count = graph.nodes, len(values[0].error)
     error = {i: np.zeros(count) for i in sizes}
     passed = {i: np.zeros(count) for i in sizes}  # sizes of what is added up where a value is read more than once
+    loose: dict[int, Tensor] = {}
     readers = dict.fromkeys(sizes, 0)
     for node in nodes:
         for i in node.inputs:
             readers[i] = readers.get(i, 0) + 1
     for index in sorted(sizes, reverse=True):
         error[index] = error[index] + (readers[index] + 2) * U * passed[index] * UP
-        y = Gradients(sizes.pop(index), error[index])
-        yield index, y
+        y = Gradients(sizes.pop(index), error[index], loose.pop(index, None))
+        yield index, y.fastened()
         node = nodes[index]
         if not any(i in error for i in node.inputs):
             continue
         rule, inputs = rule_of(node.step, RULES), [values[i] for i in node.inputs]
+        if isinstance(node.step, Kinked):
+            (place,) = node.inputs
+            found = rule.loose(node.step, inputs[0], y)
+            if found is not None:
+                loose[place] = loose[place] + found if place in loose else found
+        else:
+            y = y.fastened()
         for position, (i, found) in enumerate(zip(node.inputs, rule.backward(node.step, inputs, y))):
             if i in error:
                 error[i] = error[i] + found

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from kernel_oracle import ACTIVATIONS, distance, exact_jacobian, knows, spectral_distance
+from mpmath import mpf
 from regularity_networks import Block, Truth, Twice, network
 from torch import nn
 
@@ -14,9 +15,15 @@ import trainable_nn as tnn
 from trainable_nn import modules
 from trainable_nn.certify.entries import ASSUMED, PROVED, Entries
 from trainable_nn.certify.kernel_error import jacobian_error_at_most, states
+from trainable_nn.certify.kernel_error.activations import past_threshold, rounded
+from trainable_nn.certify.kernel_error.states import U
 from trainable_nn.certify.measure import extremes_of
+from trainable_nn.certify.regularity.network import read_graph
+from trainable_nn.certify.regularity.rules import RULES
 from trainable_nn.errors import UnboundedError
 from trainable_nn.linop import kernel_extremes, ntk
+from trainable_nn.linop.gram import contract as contraction
+from trainable_nn.linop.gram.contract import WAYS
 from trainable_nn.modules.floored import FlooredBatchNorm2d
 
 F64 = torch.float64
@@ -106,6 +113,47 @@ def test_the_bound_holds_the_error_in_50_digits_and_is_small(case):
     assert distance(jacobian_of(model, x), exact) <= found.jacobian
     assert error <= found.kernel
     assert found.kernel <= 1e-9 * size
+
+
+POINTS = [sign * size for size in np.geomspace(1e-9, 900, 150) for sign in (-1.0, 1.0)] + [0.0, -20.0, 19.99, 20.01, 40.5]
+SMOOTH = [kind for kind in ACTIVATIONS if kind not in (nn.ReLU, nn.LeakyReLU)]
+
+
+@pytest.mark.parametrize("activation", [*(kind() for kind in SMOOTH), nn.GELU(approximate="tanh"), nn.Softplus(beta=0.3)], ids=str)
+def test_each_activation_and_its_slope_err_by_no_more_than_its_numbers(activation):
+    z = torch.tensor(POINTS, dtype=F64, requires_grad=True)
+    value = activation(z)
+    (slope,) = torch.autograd.grad(value.sum(), z)
+    step = read_graph(activation, z.detach()[None], RULES).nodes[-1].step
+    own, still = rounded(step), torch.zeros(1, dtype=F64)
+    jump = past_threshold(step, z.detach(), still)
+    jump = np.zeros(len(z)) if jump is None else jump.numpy()
+    for k, point in enumerate(POINTS):
+        truth = ACTIVATIONS[type(activation)](mpf(point), activation)
+        size = abs(point)
+        off = abs(mpf(float(value[k].detach())) - truth[0]), abs(mpf(float(slope[k])) - truth[1])
+        assert off[0] <= U * (own.value_slope * size + own.value) + jump[k] / getattr(activation, "beta", 1.0) + 2.0**-1000
+        assert off[1] <= U * float(own.slope_error(torch.tensor(size, dtype=F64))) + jump[k] + 2.0**-1000
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", ["residual", "convolution", "convolution, relu"])
+def test_every_way_of_the_products_stays_within_the_bound(case, way, monkeypatch):
+    monkeypatch.setattr(contraction, "cheapest", lambda factors, block, trace: way)
+    model, x = build(case)
+    kernel, exact = ntk(model, x), exact_jacobian(model, x)
+    assert spectral_distance(kernel, exact @ exact.T) <= tnn.kernel_error_at_most(model, x, kernel).kernel
+
+
+@pytest.mark.parametrize("seed", SEEDS[:40])
+def test_random_networks_of_large_weights_and_inputs_never_leave_the_bound(seed):
+    model, x = network(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(6.0)
+    x = 8.0 * x
+    exact = exact_jacobian(model, x)
+    assert distance(jacobian_of(model, x), exact) <= jacobian_error_at_most(model, x).jacobian
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 import trainable_nn as tnn
 from trainable_nn import modules
+from trainable_nn.errors import UnboundedError
 from trainable_nn.modules.floored import FlooredBatchNorm1d, FlooredBatchNorm2d
+from trainable_nn.modules.residual import hold_scales
 from trainable_nn.modules.shortcut import PooledConv2d, PooledSequential
 
 F64 = torch.float64
@@ -146,9 +148,7 @@ def _dense_network(rng: random.Random) -> tuple[nn.Module, Tensor]:
         elif kind == "sample norm":
             layers += [sample_norm(rng, d, ()), activation]
         elif kind == "bounded":
-            block = modules.SpectrallyBoundedResidual(nn.Sequential(activation, dense(rng, d, d)), bound=0.8)
-            block.freeze()
-            layers.append(block)
+            layers.append(bounded(rng, d, activation))
         elif kind == "twice":
             layers.append(Twice(dense(rng, d, d), activation))
         else:
@@ -194,12 +194,29 @@ def _drawn(rng: random.Random, layer: nn.Module) -> nn.Module:
     return layer
 
 
+def bounded(rng: random.Random, d: int, activation: nn.Module) -> nn.Module:
+    """A block whose scale is frozen, or follows its weights with or without anchors."""
+    branch = [activation, dense(rng, d, d)]
+    if rng.random() < 0.5:
+        branch += [rng.choice(ACTIVATIONS)(), dense(rng, d, d)]
+    if rng.random() < 0.3:
+        branch.append(normalisation(rng, d, 0) if rng.random() < 0.5 else sample_norm(rng, d, ()))
+    tight, frozen = rng.random() < 0.5, rng.random() < 0.2
+    try:
+        block = modules.SpectrallyBoundedResidual(nn.Sequential(*branch), bound=rng.choice((0.3, 0.8)), tight=tight)
+    except UnboundedError:  # torch's own batch norm has no bound
+        return modules.SpectrallyBoundedResidual(nn.Sequential(*branch[:2]), bound=0.8, tight=tight)
+    if frozen:
+        block.freeze()
+    return block
+
+
 class Truth:
     """theta -> F(theta) of a model at its inputs, and searches for large derivatives on a ball."""
 
     def __init__(self, model: nn.Module, inputs: Tensor) -> None:
         held = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.model, self.inputs = model, inputs
+        self.model, self.inputs = hold_scales(model), inputs  # a forward pass in eager mode may prove new anchors
         self.names = [name for name, _ in held]
         self.shapes, self.sizes = [p.shape for _, p in held], [p.numel() for _, p in held]
         self.theta = torch.cat([p.detach().flatten() for _, p in held])

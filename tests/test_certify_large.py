@@ -17,7 +17,7 @@ from trainable_nn.certify.problem import problem_of
 from trainable_nn.certify.ray import Ray
 from trainable_nn.certify.regularity import PreparedNetwork, first_layer, network_regularity, residual_structure, sweep
 from trainable_nn.certify.regularity import network as networks
-from trainable_nn.errors import CertificateError, UnboundedError
+from trainable_nn.errors import CertificateError
 from trainable_nn.modules.shortcut import PooledConv2d
 
 F64 = torch.float64
@@ -200,17 +200,6 @@ def test_a_drawn_direction_contradicts_a_bound_that_is_too_small():
     self_check.check_by_draw(problem, layers, norm, None)
     with pytest.raises(CertificateError, match="a fault of this package"):
         self_check.check_by_draw(problem, layers, norm / 50, torch.Generator().manual_seed(1))
-
-
-def test_a_branch_whose_scale_follows_its_weights_names_the_repair():
-    block = modules.SpectrallyBoundedResidual(nn.Sequential(nn.Linear(4, 4), tnn.Tanh()), bound=0.5)
-    model = nn.Sequential(nn.Linear(3, 4), block).double()
-    with pytest.raises(UnboundedError) as caught:
-        network_regularity(model, torch.randn(2, 3, dtype=F64), radius=0.1)
-    assert str(caught.value).startswith("1: the scale of this SpectrallyBoundedResidual follows its weights")
-    assert "Use ContractiveResidual(branch, skip, strength=0.5)" in str(caught.value)
-    [layer] = residual_structure(model, torch.randn(2, 3, dtype=F64))
-    assert (layer.path, layer.sigma) == ("1", 1.0) and 0.5 <= layer.rho <= 0.5 * (1 + 1e-12)
 
 
 def test_the_pooled_path_keeps_apart_what_it_pools_in_whole_windows():

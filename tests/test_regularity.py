@@ -32,7 +32,7 @@ def found_violations(model, inputs, radius, seed, steps=4, shrink=1.0):
     """Names of the constants that something found exceeds."""
     proved = network_regularity(model, inputs, radius=radius)
     truth, generator = Truth(model, inputs), torch.Generator().manual_seed(seed)
-    assert list(proved.paths) == [n for n in truth.names if n in proved.paths]
+    assert set(proved.paths) <= set(truth.names) and len(set(proved.paths)) == len(proved.paths)
     reach = min(radius, 3.0)  # a sample of everywhere
     bounds = {"jacobian": proved.jacobian, "jacobian_lipschitz": proved.jacobian_lipschitz, "value": proved.value}
     seen = {
@@ -45,10 +45,12 @@ def found_violations(model, inputs, radius, seed, steps=4, shrink=1.0):
     used = [n in proved.paths for n in truth.names]
     blocks = [b for b, u in zip(now.split(truth.sizes, dim=1), used) if u]
     assert all(not b.any() for b, u in zip(now.split(truth.sizes, dim=1), used) if not u)
-    for name, block, c in zip(proved.paths, blocks, proved.c):
-        bounds[f"c of {name}"], seen[f"c of {name}"] = float(c), float(torch.linalg.matrix_norm(block, 2))
+    names = [n for n, u in zip(truth.names, used) if u]
+    place = {name: proved.paths.index(name) for name in names}
+    for name, block in zip(names, blocks):
+        bounds[f"c of {name}"], seen[f"c of {name}"] = float(proved.c[place[name]]), float(torch.linalg.matrix_norm(block, 2))
     for k, (one, other) in enumerate(_pairs(truth, used, generator)):
-        (i, v), (j, w) = one, other
+        (i, v), (j, w) = ((place[names[p]], direction) for p, direction in (one, other))
         mixed = torch.func.jvp(lambda t, v=v: truth.first(t, v), (truth.theta,), (w,))[1]
         bounds[f"Q {k}"], seen[f"Q {k}"] = float(proved.Q[i, j]), float(mixed.norm())
     return [name for name in seen if seen[name] > shrink * bounds[name] * ROUNDING + 1e-12]

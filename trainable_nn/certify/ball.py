@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..errors import TrainableNNError
+from ..modules.residual import LASTING, slack_of
 from ..theory.pl import Constants, Descent, Gap, descend, descend_with
 from .certificate import Hypothesis
 from .layers import Layers, path_in, sentence
@@ -17,6 +18,7 @@ KNOWN = "layers with known constants"
 BOUNDED_DERIVATIVES = "bounded derivatives"
 HELD = "a ball that holds the whole path"
 SHORT = "a step below 2 / L on the ball"
+SLACK = "slack that lasts on the ball"
 
 
 def descent_on_ball(
@@ -49,7 +51,8 @@ def descent_on_ball(
     floor = lambda radius: max(everywhere, layers.sigma_at_least(radius))
     goal = GOAL_SHARE * problem.excess if not problem.cost.pl and everywhere > 0 else 0.0
     question = (problem.cost, problem.excess, centre, floor, constants, goal)
-    return descend(*question) if step is None else descend_with(step, *question), upper, rows
+    outcome = descend(*question) if step is None else descend_with(step, *question)
+    return outcome, upper, rows + _slack_rows(problem, constants, outcome)
 
 
 def _constants(prepared: PreparedNetwork, largest: float | None, watch: Watch) -> Constants:
@@ -82,6 +85,19 @@ def _layer_rows(found) -> list[Hypothesis]:
             grade="ball",
         )
     return list(rows.values())
+
+
+def _slack_rows(problem: Problem, constants: Constants, outcome: Descent | Gap) -> list[Hypothesis]:
+    """The blocks whose scale may be set anew on a ball as large as the path needs, so that nothing is bounded there."""
+    slack = slack_of(problem.model)
+    if not slack or not isinstance(outcome, Gap) or outcome.reached > 0.0 or math.isfinite(constants(outcome.radius)[1]):
+        return []
+    remedy = (
+        f"Within {outcome.radius:.4g}, as far as the path may lead, this SpectrallyBoundedResidual may spend its slack, V / (t S), "
+        f"and set its scale anew: training then follows another function. Build it with tight=False, which never does."
+    )
+    source = "the scale of SpectrallyBoundedResidual"
+    return [Hypothesis(SLACK, source, path, False, now, LASTING, remedy=remedy, grade="ball") for path, now in slack.items()]
 
 
 def ball_rows(outcome: Descent | Gap | None) -> list[Hypothesis]:

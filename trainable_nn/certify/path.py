@@ -22,9 +22,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..modules.residual import LASTING, slack_of
 from ..theory.costs import Cost
 from ..theory.rounding import up
-from .ball import HELD, SHORT
+from .ball import HELD, SHORT, SLACK
 from .certificate import Certificate
 from .measure import BUDGET, Watch
 from .path_certificate import PathCertificate
@@ -144,6 +145,9 @@ def walk(problem: Problem, step: float, most: int, budget: int, watch: Watch, fi
         if taken == most:
             reason = f"after {most} steps the loss is {losses[-1]:.4g}, and no ball closes there. Allow more steps."
             break
+        reason = _spent(problem, taken)
+        if reason:
+            break
         watch("steps of gradient descent", taken, most)
         before = _copied(problem)
         with torch.no_grad():  # torch.optim.SGD's own arithmetic
@@ -181,6 +185,17 @@ def _look(problem: Problem) -> Look:
         return Look(*loss_between(WHERE, problem.cost, outputs.detach(), problem.targets), gradient)
 
 
+def _spent(problem: Problem, taken: int) -> str:
+    """Why the next forward pass of the user's own loop would compute another function; "" where it would not."""
+    for path, slack in slack_of(problem.model).items():
+        if not slack <= LASTING:
+            return (
+                f"after {taken} steps the slack of {path} is spent (V / (t S) is {slack:.3g}, above {LASTING:.3g}), where "
+                f"training may set its scale anew. Build the block with tight=False, or call its certify() and start from there."
+            )
+    return ""
+
+
 def _copied(problem: Problem) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in problem.parameters.items()}
 
@@ -205,7 +220,9 @@ def _hopeless(cost: Cost, arrival: Certificate, looked: int) -> str:
     if arrival.descent is not None:
         return ""
     missing = [
-        r for r in arrival.hypotheses if not r.holds and r.grade in ("measured", "ball") and r.name not in (HELD, SHORT)
+        r
+        for r in arrival.hypotheses
+        if not r.holds and r.grade in ("measured", "ball") and r.name not in (HELD, SHORT, SLACK)
     ]
     if missing:
         return "no ball can close, wherever the path goes; the rows say why."

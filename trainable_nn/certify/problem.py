@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CertificateError
+from ..modules.residual import hold_scales
 from ..theory.costs import Cost, cost_for
 from .certificate import Fingerprint
 from .held import with_held_weights
@@ -82,7 +83,7 @@ def problem_of(
     fingerprint = fingerprint_of(model, inputs, targets)
     try:
         with torch.random.fork_rng(devices=[]):
-            twin = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+            twin = hold_scales(copy.deepcopy(model).to(device="cpu", dtype=torch.float64))
             x = inputs.detach().to("cpu", torch.float64)
             with torch.no_grad(), with_held_weights(twin):
                 outputs = twin(x)

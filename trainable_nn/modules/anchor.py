@@ -45,7 +45,7 @@ class LinearPart:
     """A linear map inside a branch.
 
     weight: what acts, one row for each output channel, or input channel of a transposed convolution.
-    rows: a factor for each row that comes after, or None.
+    rows: a factor for each row that comes after, or None; by ``after``, the path of a floored normalisation.
     geometry: the arguments of ``convolution_norm_at_most`` as pairs, or () for a matrix.
     factor: at least ||T|| over the norm of the weight as a matrix.  supremum: over every weight.
     """
@@ -56,10 +56,20 @@ class LinearPart:
     geometry: tuple[tuple[str, object], ...]
     factor: float
     supremum: float = math.inf
+    after: str = ""
 
     @property
     def groups(self) -> int:
         return dict(self.geometry).get("groups", 1)
+
+
+@dataclass(frozen=True)
+class DiagonalPart:
+    """A normalisation inside a branch: weight / floor, entry by entry, is at least what it multiplies by."""
+
+    path: str
+    weight: Tensor
+    floor: float
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,20 @@ def bounds_of(part: LinearPart, anchors: Mapping[str, Anchor]) -> Bounds:
         proved = proved * (1 + 4 * _roundoff(weight))
     supremum = _supremum(part)
     return Bounds(_size(part, weight), proved.clamp(max=supremum) if supremum < math.inf else proved)
+
+
+def bounds_of_diagonal(part: DiagonalPart) -> Bounds:
+    """The largest entry, and as its smooth size 1.1 times the 8-norm."""
+    scales = part.weight.double() / part.floor
+    size = ABOVE * (scales.square().square().square().sum() + 1e-192) ** 0.125
+    return Bounds(size, scales.abs().amax() * (1 + 2.0**-50))
+
+
+def distance_to(anchor: Anchor, part: LinearPart) -> float:
+    """At least f |w - w0| now, rounding included."""
+    weight = acting_weight(part).detach()
+    rounded = 0.0 if part.rows is None else 4 * _roundoff(weight)
+    return float(part.factor * (_length(weight - anchor.weight, part.groups) + rounded * _length(weight, part.groups)))
 
 
 def _size(part: LinearPart, weight: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ..theory.convolution import geometry_factor
 from ..theory.nonlinearities import GELU_SLOPE, GELU_TANH_SLOPE, MISH_SLOPE, SELU_SLOPE, SILU_SLOPE
 from ..theory.rounding import down, product_up, quotient_up, root_up, up
 from . import activation as smooth
-from .anchor import ABOVE, Bounds, LinearPart, acting_weight, tight_bound
+from .anchor import Bounds, DiagonalPart, LinearPart, acting_weight, bounds_of_diagonal, tight_bound
 from .conv import (
     EntryNormConv1d,
     EntryNormConv2d,
@@ -42,6 +42,7 @@ class Reading:
     any_weights: bound every value of the parameters, and every mode; else the present ones.
     input_shape: the shape of one sample (channels and image sizes), or None for every shape.
     linear: what bounds a linear map with its present weight, for every shape; None finds a tight number.
+    diagonal: with linear, what bounds the scales of a normalisation.
     any_mode: bound training and evaluation together; always so with any_weights.
     """
 
@@ -50,6 +51,7 @@ class Reading:
     input_shape: tuple[int, ...] | None = None
     linear: Callable[[LinearPart], Bounds] | None = None
     any_mode: bool = False
+    diagonal: Callable[[DiagonalPart], Bounds] = bounds_of_diagonal
 
 
 Rule = Callable[[nn.Module, Reading, Mapping[type, "Rule"]], "float | Bounds"]
@@ -86,8 +88,8 @@ def lipschitz_bound(module: nn.Module, reading: Reading, rules: Mapping[type, Ru
 
 def product_of(bounds: Sequence["float | Bounds"]) -> "float | Bounds":
     """Of maps one after the other."""
-    known = product_up(b for b in bounds if not isinstance(b, Bounds))
-    moving = [b for b in bounds if isinstance(b, Bounds)]
+    known = product_up(b for b in bounds if isinstance(b, (int, float)))
+    moving = [b for b in bounds if not isinstance(b, (int, float))]
     for bound in moving[1:]:
         moving[0] = moving[0] * bound
     return moving[0] * known if moving else known
@@ -95,7 +97,7 @@ def product_of(bounds: Sequence["float | Bounds"]) -> "float | Bounds":
 
 def sum_of(one: "float | Bounds", other: "float | Bounds") -> "float | Bounds":
     """Of maps beside each other, whose outputs are added."""
-    return one + other if isinstance(one, Bounds) or isinstance(other, Bounds) else up(one + other)
+    return up(one + other) if isinstance(one, (int, float)) and isinstance(other, (int, float)) else one + other
 
 
 def _computes_a_weight(module: nn.Module) -> bool:
@@ -116,7 +118,7 @@ def _sequential(module, reading, rules) -> "float | Bounds":
     """The product; a linear layer and the floored normalisation behind it count as one map, diag(gamma / floor) W."""
     children, bounds, shape = [(n, m) for n, m in module._modules.items() if m is not None], [], reading.input_shape
     merged = False
-    for (name, child), (_, after) in zip(children, [*children[1:], ("", None)]):
+    for (name, child), (next_name, after) in zip(children, [*children[1:], ("", None)]):
         inside = replace(reading, path=f"{reading.path}.{name}", input_shape=shape)
         shape = None if shape is None else output_shape(child, shape)
         if merged:
@@ -125,7 +127,8 @@ def _sequential(module, reading, rules) -> "float | Bounds":
         merged = type(after) is MERGED.get(type(child), "") and rules.get(type(child)) is _weighted
         merged = merged and rules.get(type(after)) is _floored and not reading.any_weights
         merged = merged and not _computes_a_weight(child) and "forward" not in {**vars(child), **vars(after)}
-        bounds.append(_linear(child, inside, after) if merged else lipschitz_bound(child, inside, rules))
+        behind = f"{reading.path}.{next_name}"
+        bounds.append(_linear(child, inside, after, behind) if merged else lipschitz_bound(child, inside, rules))
     return product_of(bounds)
 
 
@@ -135,8 +138,8 @@ def _weighted(module, reading, rules) -> "float | Bounds":
     return _linear(module, reading)
 
 
-def _linear(module: nn.Module, reading: Reading, after: nn.Module | None = None) -> "float | Bounds":
-    """A linear layer with its present weight, and a floored normalisation behind it."""
+def _linear(module: nn.Module, reading: Reading, after: nn.Module | None = None, behind: str = "") -> "float | Bounds":
+    """A linear layer with its present weight, and a floored normalisation behind it, which stands at the path ``behind``."""
     weight = module.effective_weight() if isinstance(module, Normalised) else module.weight
     supremum = module.operator_norm_supremum() if isinstance(module, Normalised) else math.inf
     geometry, factor = (), 1.0
@@ -151,7 +154,7 @@ def _linear(module: nn.Module, reading: Reading, after: nn.Module | None = None)
         supremum = math.inf
         rows = None if after.weight is None else _wide(after.weight) / after.floor
         least = after.floor if rows is None else 1.0
-    part = LinearPart(reading.path, weight, rows, geometry, factor, supremum)
+    part = LinearPart(reading.path, weight, rows, geometry, factor, supremum, "" if rows is None else behind)
     if reading.linear is not None:
         return reading.linear(part) * (1.0 / least * (1 + 2.0**-50))
     if weight.is_meta:
@@ -170,18 +173,15 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _diagonal(gamma: Tensor | None, floor: float, reading: Reading) -> "float | Bounds":
-    """max |gamma| / floor; its size is the 8-norm."""
+    """max |gamma| / floor."""
     if floor <= 0.0:
         return math.inf
     if gamma is None:
         return quotient_up(1.0, floor)
     if reading.any_weights:
         return math.inf
-    scales = gamma.double() / floor
-    proved = scales.abs().amax() * (1 + 2.0**-50)
-    if reading.linear is None:
-        return float(proved)
-    return Bounds(ABOVE * (scales.square().square().square().sum() + 1e-192) ** 0.125, proved)
+    part = DiagonalPart(reading.path, gamma, floor)
+    return float(bounds_of_diagonal(part).proved) if reading.linear is None else reading.diagonal(part)
 
 
 def _floored(module, reading, rules) -> "float | Bounds":

@@ -2,33 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from .anchor import Anchor, Bounds, LinearPart, anchored, bounds_of, size_of
 from .lipschitz import RULES, Reading, Rule, lipschitz_bound, sum_of
+from .smooth_maximum import smooth_maximum_with_one
 
 MARGIN = 2.0**-18  # below the bound, for all that is rounded on the way
 REACHED = 0.95  # of the tightness: where the proof starts to show in the scale
 SPENT = 0.93  # of the tightness: where a new certificate is wanted
+LASTING = SPENT * (1.0 - 2.0**-9)  # up to where none is made, whatever float32 rounds
 ROOM = 1.25  # of the tightness over the proved bound when it is set; it stays while that is in ROOMS
 ROOMS = (1.125, 1.5)
 WAIT = 100  # the most forward passes between two certificates; the first ones wait for 1, 2, 4, ...
-
-
-def smooth_maximum_with_one(r: Tensor, start: float) -> Tensor:
-    r"""h(r) >= max(1, r), equal to 1 for r <= start < 1, and three times continuously differentiable.
-
-    With w = 1 - start, t = max(r - start, 0), z = t / w and m(z) = z (1 + z^3)^(-1/3) < min(1, z): h = 1 + t - w m(z).
-    So h - 1 = w (z - m) >= 0, h - r >= w (1 - m) > 0; z - m = z^4 / 3 + ... is three times differentiable at 0.
-    """
-    width = 1.0 - start
-    t = (r - start).clamp(min=0.0)
-    z = t / width
-    near, far = z.clamp(max=1.0), 1.0 / z.clamp(min=1.0)
-    m = torch.where(z > 1.0, (1.0 + far**3) ** (-1 / 3), near * (1.0 + near**3) ** (-1 / 3))
-    return 1.0 + t - width * m
 
 
 class SpectrallyBoundedResidual(nn.Module):
@@ -53,6 +42,9 @@ class SpectrallyBoundedResidual(nn.Module):
     after 1, 2, 4, ... and then every 100 passes at most; meanwhile a shrinks smoothly as the weights move on. With
     ``tight=False`` t stays 1, nothing is certified and the block is one fixed smooth function of theta, with a weak branch.
 
+    Gradient descent and a are of one function of theta as long as t stays: always with ``tight=False``, else while the
+    slack lasts. ``trainable_nn.certify`` speaks of that function, on balls in which the slack provably lasts.
+
     Compiled, exported and inside torch.func, the formula holds and the graph is one; no certificate is made there, so
     call ``certify`` now and then outside. A forward hook that changes values is not seen, and voids the bound.
 
@@ -68,6 +60,8 @@ class SpectrallyBoundedResidual(nn.Module):
     Source:
         Paper A, Lemma A.8; the uniform margin 1 - bound is THEORY_PAPERS II.1.7, item 4. The anchors and a are ours.
     """
+
+    _held = False  # by ``hold_scales``
 
     def __init__(
         self,
@@ -210,7 +204,7 @@ class SpectrallyBoundedResidual(nn.Module):
         return BRANCH_RULES if self.rules is None else self.rules
 
     def _may_certify(self) -> bool:
-        if torch.compiler.is_compiling() or not self.tight or "_frozen" in vars(self):
+        if torch.compiler.is_compiling() or not self.tight or self._held or "_frozen" in vars(self):
             return False
         if torch._C._are_functorch_transforms_active() or self.tightness.is_meta:
             return False
@@ -254,14 +248,29 @@ class SpectrallyBoundedResidual(nn.Module):
 
     def freeze(self) -> None:
         """Make a the constant that it is now; the bound then holds for these weights only. ``fold`` does so."""
-        self._frozen = float(self.scale)
+        self._frozen = float(self.scale.detach())
         hooks = self._load_state_dict_post_hooks
         for key in [key for key, hook in hooks.items() if hook is _prove_what_was_loaded]:
             del hooks[key]
 
     def extra_repr(self) -> str:
-        said = "" if self.tightness.is_meta else f", scale={float(self.scale):.4g}"
+        said = "" if self.tightness.is_meta else f", scale={float(self.scale.detach()):.4g}"
         return f"bound={self.bound:g}{said}" + ("" if self.tight else ", tight=False")
+
+
+def hold_scales(model: nn.Module) -> nn.Module:
+    """The model itself, whose blocks prove nothing anew in forward passes from here on: each is one function of its weights."""
+    for module in model.modules():
+        if isinstance(module, SpectrallyBoundedResidual):
+            module._held = True
+    return model
+
+
+def slack_of(model: nn.Module) -> dict[str, float]:
+    """Path -> V / (t S) of each block that sets t anew in a forward pass where this is above ``SPENT``."""
+    blocks = [(path, m) for path, m in model.named_modules() if isinstance(m, SpectrallyBoundedResidual)]
+    with torch.no_grad():
+        return {path: m._ratio() for path, m in blocks if m.tight and "_frozen" not in vars(m)}
 
 
 def _prove_what_was_loaded(block: SpectrallyBoundedResidual, keys) -> None:
@@ -274,7 +283,7 @@ def _prove_what_was_loaded(block: SpectrallyBoundedResidual, keys) -> None:
 
 def residual_rule(module: SpectrallyBoundedResidual, reading: Reading, rules: Mapping[type, Rule]) -> "float | Bounds":
     """L(skip) + bound, for a residual inside a branch: it keeps its own bound."""
-    beside = Reading(f"{reading.path}.skip", reading.any_weights, reading.input_shape, reading.linear, reading.any_mode)
+    beside = replace(reading, path=f"{reading.path}.skip")
     skip = 1.0 if module.skip is None else lipschitz_bound(module.skip, beside, rules)
     return sum_of(skip, module.bound)
 

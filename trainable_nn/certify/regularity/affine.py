@@ -86,6 +86,10 @@ class Affine(Step):
         """sup ||P'|| on the ball."""
         return self._largest(slopes_on_ball, ball)
 
+    def bend(self, ball: Ball) -> float:
+        """sup ||P''|| on the ball."""
+        return self._largest(curvatures_on_ball, ball)
+
     def _largest(self, profile, ball: Ball) -> float:
         key = (self.path, profile.__name__, self.moved(ball))
         if key not in self._norms:
@@ -243,7 +247,7 @@ class Affine(Step):
 
     def _own_curvature(self, ball: Ball, x: State, after: Backward) -> float:
         """sup ||B P''[v, v] U||: a convex function of the shares of v^2, so the worst is one row, or one entry."""
-        largest = self._largest(curvatures_on_ball, ball)
+        largest = self.bend(ball)
         if largest == 0.0:
             return 0.0
         each, whole = self._patches(ball, x)
@@ -268,8 +272,7 @@ class Affine(Step):
     def constants(self, ball: Ball, x: State) -> tuple[float, float]:
         if not self.trains_weight:
             return 0.0, 0.0
-        curvature = self._largest(curvatures_on_ball, ball)
-        return self.growth * self.slope(ball), float(times(curvature, self._patches(ball, x)[1]))
+        return self.growth * self.slope(ball), float(times(self.bend(ball), self._patches(ball, x)[1]))
 
 
 def affine(graph: Graph, module: nn.Module, path: str, source: int) -> int:

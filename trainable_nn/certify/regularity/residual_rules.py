@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from ... import modules as ours
 from ...errors import UnboundedError
+from ...modules.residual import hold_scales
 from ...modules.shortcut import PooledConv2d, PooledSequential
 from ...theory.rounding import up
 from .affine import affine
+from .following import following
 from .graph import Graph
 from .linear_rules import pooled_path
 from .states import Ball, Local, State
@@ -24,11 +26,17 @@ def contractive(graph: Graph, module: ours.ContractiveResidual, path: str, sourc
 
 
 def bounded_residual(graph: Graph, module: ours.SpectrallyBoundedResidual, path: str, source: int) -> int:
-    """skip(x) + a branch(x): a constant a where it is frozen, else one step that has a norm and no further bound."""
+    """skip(x) + a branch(x): a constant a where it is frozen, else one that follows the branch's weights.
+
+    Where a layer of the branch has no rule the whole is one step that has a norm, and the reason why it has no more.
+    """
     if "_frozen" in vars(module):
         return _residual(graph, module, path, source, float(module.scale))
     skip = source if module.skip is None else graph.read(module.skip, f"{path}.skip".lstrip("."), source)
-    branch = graph.add(FollowingBranch(path, module), source)
+    try:
+        branch = following(graph, module, path, source)
+    except UnboundedError as reason:
+        branch = graph.add(OpaqueBranch(path, module, reason), source)
     return graph.add(Sum(path, (1.0, 1.0)), skip, branch)
 
 
@@ -54,16 +62,16 @@ def pooled_sequential(graph: Graph, module: PooledSequential, path: str, source:
     return graph.add(Sum(path, (1.0, 1.0)), last, pooled)
 
 
-class FollowingBranch(Step):
-    """a(theta) branch(x) of a SpectrallyBoundedResidual: \\|\\|J\\|\\| <= bound everywhere, and nothing bounds how a moves."""
+class OpaqueBranch(Step):
+    """a(theta) branch(x) of a SpectrallyBoundedResidual: \\|\\|J\\|\\| <= bound everywhere, and why no more is known."""
 
     source = "paper A, Lemma A.8"
 
-    def __init__(self, path: str, module: ours.SpectrallyBoundedResidual) -> None:
+    def __init__(self, path: str, module: ours.SpectrallyBoundedResidual, reason: UnboundedError) -> None:
         super().__init__(path, type(module).__name__)
-        self.bound = module.bound
+        self.bound, self.reason = module.bound, reason
         self.derivation = f"||J a branch|| <= {module.bound:g} at every weight and input, by its scale"
-        self.twin = copy.deepcopy(module).double()
+        self.twin = hold_scales(copy.deepcopy(module)).double()
 
     def forward(self, *inputs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -74,12 +82,7 @@ class FollowingBranch(Step):
         return up(self.bound)
 
     def check(self) -> None:
-        raise UnboundedError(
-            f"{self.path}: the scale of this SpectrallyBoundedResidual follows its weights, and nothing bounds how fast. Its "
-            f"slope in the input is at most {self.bound:g}, and no bound of its derivatives in the weights is known. Use "
-            f"ContractiveResidual(branch, skip, strength={self.bound:g}), whose scale is constant (its branch needs "
-            f"normalised weights, as recipe='provable' makes them), or freeze() the block's scale if it shall not follow."
-        )
+        raise self.reason
 
     def local(self, ball: Ball, inputs: Sequence[State]) -> list[Local]:
         bound = np.full(ball.samples, self.everywhere())

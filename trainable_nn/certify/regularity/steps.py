@@ -18,6 +18,7 @@ class Step:
     source = "THEORY_PAPERS II.2.7"
     derivation = ""
     mixes_samples = False
+    covers_block = False  # whether ``everywhere`` bounds the map from the last input, through all that leads to the first
     parameters: tuple[str, ...] = ()  # names of the trainable ones
 
     def __init__(self, path: str, kind: str) -> None:

@@ -180,7 +180,8 @@ def _everywhere(graph: Graph, before: int, term: _Term) -> float:
         if isinstance(node.step, Sum):
             norm = sum(float(times(abs(s), known[i])) for s, i in zip(node.step.scales, node.inputs))
         else:
-            norm = float(times(node.step.everywhere(), known[node.inputs[0]]))
+            start = node.inputs[-1] if node.step.covers_block else node.inputs[0]
+            norm = float(times(node.step.everywhere(), known[start]))
         known[place] = up(norm, 4) if 0 < norm < math.inf else norm
     return float(times(abs(term.scale), known[term.place]))
 

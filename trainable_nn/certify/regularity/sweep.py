@@ -145,8 +145,8 @@ class Sweep:
         if ("forward", index) in self.known:
             return {}, self.known["forward", index], drift
         kept: dict[int, Tensor] = {}
-        for position, x in enumerate(inputs):
-            for use, tangents in (x.jacobians or {}).items():
+        for position, (here, x) in enumerate(zip(local, inputs)):
+            for use, tangents in (x.jacobians or {}).items() if here.J.any() else ():
                 pushed = node.step.push(tangents, x.centre, position)
                 kept[use] = pushed if use not in kept else kept[use] + pushed
         centre = np.zeros_like(tau)

@@ -296,7 +296,8 @@ LEAVES += (nn.Conv2d, tnn.EntryNormConv2d, tnn.WeightNormConv2d, nn.Dropout)
 def knows(model: nn.Module) -> bool:
     """Whether every layer is one of the oracle's."""
     square = lambda m: type(m) is nn.AdaptiveAvgPool2d and m.output_size == 1
-    return all(type(m) in CONTAINERS + LEAVES or square(m) for m in model.modules())
+    moving = lambda m: type(m) is tnn.SpectrallyBoundedResidual and "_frozen" not in vars(m)
+    return all((type(m) in CONTAINERS + LEAVES or square(m)) and not moving(m) for m in model.modules())
 
 
 def exact_jacobian(model: nn.Module, inputs) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from trainable_nn.certify.kernel_error.states import U
 from trainable_nn.certify.measure import extremes_of
 from trainable_nn.certify.regularity.network import read_graph
 from trainable_nn.certify.regularity.rules import RULES
+from trainable_nn.cli import main
 from trainable_nn.errors import UnboundedError
 from trainable_nn.linop import kernel_extremes, ntk
 from trainable_nn.linop.gram import contract as contraction
@@ -339,6 +341,42 @@ def test_a_certificate_that_rests_on_an_assumed_rounding_says_so(monkeypatch):
 
 def _refuse(step):
     raise UnboundedError(f"{step.path}: no rule.")
+
+
+SOURCE = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, end="Tanh"):
+        super().__init__(nn.Flatten(), nn.Linear(64, 20), getattr(nn, end)(), nn.Linear(20, 10))
+"""
+
+
+def printed(capsys, tmp_path, monkeypatch, *options: str) -> dict:
+    """What trainable-nn ntk --json says of a small network."""
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(SOURCE)
+    main(["ntk", "net.py:Net", "--images", "5", "--steps", "1", "--json", *options])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_command_ntk_proves_lambda_with_the_entries_rounding(capsys, tmp_path, monkeypatch):
+    found = printed(capsys, tmp_path, monkeypatch)
+    assert 0 < found["rounding"]["jacobian"] < 1e-9 and found["unproved"] == ""
+    assert found["extremes"]["error"] == found["rounding"]["kernel"]
+    least = found["eigenvalues"][0]
+    assert least * (1 - 1e-6) < found["smallest_at_least"] <= least * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [(["--float32"], "it was computed in float32"), (["--model-arg", "end=Hardswish"], "2: nothing bounds the rounding of Hardswish")],
+)
+def test_the_command_ntk_says_where_the_rounding_is_an_estimate(options, reason, capsys, tmp_path, monkeypatch):
+    found = printed(capsys, tmp_path, monkeypatch, *options)
+    assert found["rounding"] is None and found["unproved"].startswith(reason)
+    assert found["smallest_at_least"] == found["extremes"]["smallest_at_least"]
 
 
 def test_extremes_without_a_proof_take_what_they_took():

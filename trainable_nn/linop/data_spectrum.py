@@ -102,7 +102,8 @@ def kernel_extremes(
         kernel: a symmetric matrix (n, n) as ``ntk`` gives it, or a ``ParameterJacobian`` (or any object with ``shape``
         (n, parameters), ``dtype`` and ``gram_mv``), whose kernel is formed by layers up to ``dense_up_to`` rows.
     Units:
-        error: spectral norm by which the given matrix may miss the true kernel; the proved bounds allow for it.
+        error: spectral norm by which the given matrix may miss the true kernel, as ``certify.kernel_error_at_most``
+        proves it; the proved bounds allow for it.
     Cost:
         Held: O(n^3), with a few Cholesky factors for the bounds. Else at most ``most_products`` products and
         ``basis`` vectors of n float64 numbers.
@@ -230,7 +231,8 @@ def noise_floor(kernel: Tensor, dtype: torch.dtype) -> float:
     r"""An estimate of \|\|E\|\|, E the rounding in a kernel whose network ran in ``dtype``: 16 eps \|\|K\|\|_F.
 
     Eigenvalues below it, and negative ones above its negative, say nothing. Not a bound: the rounding of a forward
-    pass is not known in general, and depends on the network; tests hold it against the same network in float64.
+    pass depends on the network; tests hold it against the same network in float64. ``certify.kernel_error_at_most``
+    proves one, for networks whose steps it knows.
     """
     return 16 * torch.finfo(dtype).eps * float(torch.linalg.vector_norm(kernel.double()))
 

@@ -81,9 +81,9 @@ class KernelError:
 def kernel_error_at_most(model: nn.Module, inputs: Tensor, kernel: Tensor | None = None) -> KernelError:
     r"""A proved bound of \|\|K' - K\|\|, K' = ``linop.ntk(model, inputs)`` and K = J J^T in exact arithmetic.
 
-    K is that of the weights and inputs as they are stored. For a model in float64 K' is the given kernel, or any that ``ntk``
-    may compute on a CPU. For one in float32 the kernel is computed in float64, too, and what the given one is away from it
-    is added.
+    K is that of the weights and inputs as they are stored. For a model in float64 on a CPU K' is the given kernel, or any that
+    ``ntk`` may compute there. For one in float32 or elsewhere the kernel is computed so, too, and what the given one is away
+    from it is added.
 
     Shape:
         kernel: (N C, N C), as ``ntk`` gives it with outputs="all"; computed where it is left out.
@@ -99,8 +99,7 @@ def kernel_error_at_most(model: nn.Module, inputs: Tensor, kernel: Tensor | None
     twin = _doubled(model)
     x = inputs.detach().to("cpu", torch.float64)
     error = jacobian_error_at_most(twin, x)
-    is_double = all(p.dtype == torch.float64 for p in model.parameters())
-    held = ntk(twin, x) if kernel is None or not is_double else kernel.detach().to("cpu", torch.float64)
+    held = ntk(twin, x) if kernel is None or twin is not model else kernel.detach().to("cpu", torch.float64)
     if kernel is not None and kernel.shape != held.shape:
         raise ValueError(
             f"{WHERE}: the kernel has shape {tuple(kernel.shape)}, and this network at these inputs has one of shape "
@@ -178,6 +177,7 @@ def _of_kernel(error: JacobianError, kernel: Tensor, away: float) -> KernelError
 
 
 def _doubled(model: nn.Module) -> nn.Module:
-    if all(p.dtype == torch.float64 and p.device.type == "cpu" for p in [*model.parameters(), *model.buffers()]):
+    held = [value for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()]
+    if all(value.dtype == torch.float64 and value.device.type == "cpu" for value in held):
         return model
     return copy.deepcopy(model).to(device="cpu", dtype=torch.float64)

@@ -28,6 +28,7 @@ from trainable_nn.linop import (
     dense_norm,
     differentiable_norm_at_most,
     matrix_norm_at_most,
+    network_norms,
     operator_norm,
     operator_norm_at_most,
     operator_norms_at_most,
@@ -125,6 +126,14 @@ def circles(monkeypatch):
     monkeypatch.setattr(operator_norm, "MOST_DENSE", (0, 0))
 
 
+@pytest.fixture
+def fresh_axes():
+    """What was kept of other axes is forgotten, before and after."""
+    axes.circle_of.cache_clear()
+    yield
+    axes.circle_of.cache_clear()
+
+
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_the_bound_is_never_below_the_dense_norm(batch, monkeypatch):
     rng = random.Random(batch)
@@ -159,7 +168,7 @@ def test_a_tiny_tolerance_breaks_nothing(circles):
     assert violations(777, 200) == 0
 
 
-def test_a_circle_with_one_place_less_breaks_the_law(circles, monkeypatch):
+def test_a_circle_with_one_place_less_breaks_the_law(circles, fresh_axes, monkeypatch):
     least = axes._places
     monkeypatch.setattr(axes, "_places", lambda *arguments: max(least(*arguments) - 1, 1))
     assert violations(777, 200) > 10
@@ -282,7 +291,7 @@ def test_holding_a_spike_to_the_pixels_halves_the_excess_at_least(circles, monke
         assert truth <= held <= truth + 0.5 * (circle - truth)
 
 
-def test_a_box_with_one_pixel_less_breaks_the_law(circles, monkeypatch):
+def test_a_box_with_one_pixel_less_breaks_the_law(circles, fresh_axes, monkeypatch):
     def below() -> int:
         found = 0
         for seed in range(12):
@@ -294,6 +303,7 @@ def test_a_box_with_one_pixel_less_breaks_the_law(circles, monkeypatch):
 
     assert below() == 0
     box = axes._box
+    axes.circle_of.cache_clear()
     monkeypatch.setattr(axes, "_box", lambda *arguments: tuple(n - 2 for n in box(*arguments)))
     assert below() > 0
 
@@ -722,6 +732,48 @@ def test_a_networks_layers_are_bounded_at_the_sizes_they_see_and_the_others_are_
     assert "forward or a weight of its own" in found["strange", (3, 9, 8)].reason
     with pytest.raises(ValueError, match="rtol must be a number above 0"):
         operator_norms_at_most(model, torch.zeros(1, 3, 9, 8), rtol=0.0)
+
+
+class Parallel(nn.Module):
+    """Layers of three shapes, several of each, a zero one and one with other weights' geometry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))
+        self.mirrored = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect") for _ in range(3))
+        self.grouped = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1, groups=3, dtype=F64) for _ in range(3))
+        self.plain[1].weight.data.zero_()
+        self.plain[2].weight.data *= 2.0**-60
+        self.grouped[1].weight.data[2] *= 1e3
+
+    def forward(self, x):
+        x = sum(layer(x) for layer in (*self.plain, *self.mirrored))
+        return sum(layer(torch.cat([x, x], 1).double()) for layer in self.grouped)
+
+
+def test_equal_layers_that_are_bounded_together_have_the_bounds_of_each_alone(monkeypatch):
+    torch.manual_seed(0)
+    model, together = Parallel(), []
+    equal = network_norms.equal_bounds
+    monkeypatch.setattr(network_norms, "equal_bounds", lambda layers, rtol: together.append(len(layers)) or equal(layers, rtol))
+    rows = operator_norms_at_most(model, (1, 3, 4, 4))
+    assert sorted(together) == [3, 3, 3] and len(rows) == 10  # the zero layer is none of them
+    for row in rows:
+        layer = model.get_submodule(row.path)
+        alone = operator_norm_at_most(layer, row.input_shape)
+        assert row.norm_at_most == pytest.approx(alone, rel=1e-9)
+        assert row.norm_at_most >= matrix_norm(layer, layer.in_channels, row.input_shape[1:]) * ORACLE
+
+
+def test_a_level_that_is_too_low_for_one_of_equal_layers_is_raised(monkeypatch):
+    torch.manual_seed(0)
+    kernels = torch.rand(3, 2, 4, 4, 3, dtype=F64) * 2 - 1
+    line, taps = (axes.Axis(5, 3, 1, 1, 1, 1, "zeros"),), [np.arange(3)]
+    close = dense_norm.dense_norms_at_most(kernels, line, taps, 1e-3)
+    monkeypatch.setattr(dense_norm, "CLOSE", -0.1)
+    raised = dense_norm.dense_norms_at_most(kernels, line, taps, 1e-3)
+    for low, high in zip(close, raised):
+        assert low * (1 - 1e-9) <= high <= low * (1 + 1e-3)
 
 
 def test_the_progress_of_a_network_goes_to_stderr_and_changes_nothing(capsys):

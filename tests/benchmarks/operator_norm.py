@@ -5,6 +5,8 @@ float64, an estimate from below, which is also the peer in time; ``--truth N`` l
 inputs. Seconds are CPU seconds of the process, over its threads; the total counts each layer as often as it occurs.
 
     python tests/benchmarks/operator_norm.py [--threads 1] [--truth 20000] [--weights random spiked heavy] [--none]
+
+At the end, networks of 32 equal layers: all at once by ``operator_norms_at_most`` against one by one.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import nn
 
-from trainable_nn.linop import operator_norm_at_most
+from trainable_nn.linop import operator_norm_at_most, operator_norms_at_most
 
 
 def resnet18() -> list[tuple[int, int, int, int, int, int]]:
@@ -55,6 +57,16 @@ def cpu_seconds(f, *arguments) -> tuple[float, float]:
     return value, time.process_time() - start
 
 
+def equal_layers(channels: int, n: int) -> tuple[float, float]:
+    """CPU seconds of 32 layers at once and one by one, each the least of three."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(channels, channels, 3, 1, 1, bias=False) for _ in range(32)]
+    network = nn.Sequential(*layers)
+    together = min(cpu_seconds(operator_norms_at_most, network, (1, channels, n, n))[1] for _ in range(3))
+    alone = min(cpu_seconds(lambda: [operator_norm_at_most(layer, (n, n)) for layer in layers])[1] for _ in range(3))
+    return together, alone
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -81,6 +93,9 @@ def main() -> None:
                 every = f"   every size: {bound_every / found:7.4f} {seconds_every:6.2f} s"
             print(f"{name:28s} {bound / found:12.4f} {seconds:8.3f} {peer:8.3f}{every}", flush=True)
         print(f"{'the network':28s} {'':12s} {total:8.2f}\n")
+    for channels, n in ((2, 4), (16, 2), (8, 4), (16, 4), (16, 32)):
+        together, alone = equal_layers(channels, n)
+        print(f"32 x {channels:2d} -> {channels:2d} n={n:2d}: together {together:.3f} s, one by one {alone:.3f} s, {alone / together:.2f}x")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ read zeros only, are left out.
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class Circle:
     box: tuple[int, int] = (0, 0)
 
 
+@lru_cache(256)  # layers often have the same axes
 def circle_of(axis: Axis) -> Circle:
     """The circle of an axis of a given length, or one for every length.
 

@@ -53,7 +53,7 @@ def boxed_maximum(gram: Gram, choice: Choice, box: tuple[int, ...], slack: float
     unknowns = math.prod(box)
     if unknowns > MOST_UNKNOWNS or gram.symbol.groups > 1 or not choice.estimate > 0:
         return math.inf
-    second, tops = choice.around_peak(gram.symbol.steps()[0])
+    second, tops = choice.around_peak(gram.symbol.steps[0])
     if not second < STANDS_OUT:
         return math.inf
     p = _vectors(tops, min(MOST_VECTORS, MOST_UNKNOWNS // unknowns))

@@ -74,14 +74,18 @@ def _above(grams: Tensor, level: float) -> Tensor:
 
 
 def _not_definite(grams: Tensor, which: Tensor, level: float) -> Tensor:
-    """The matrices on which Cholesky stops; each is turned into t Id - G in place, and back again."""
-    if len(which) < len(grams):
-        part = grams[which]
-        return which[_not_definite(part, torch.arange(len(part), device="cpu"), level)] if len(part) else which
+    """Which of some matrices Cholesky stops on."""
+    if len(which) == len(grams):
+        return not_definite(grams, torch.tensor([level], dtype=torch.float64, device="cpu"))
+    return which[not_definite(grams[which], torch.tensor([level], dtype=torch.float64, device="cpu"))] if len(which) else which
+
+
+def not_definite(grams: Tensor, levels: Tensor) -> Tensor:
+    """The matrices on which Cholesky stops; each is turned into t Id - G in place, and back again. levels: (batch,) or (1,)."""
     diagonal = grams.diagonal(dim1=1, dim2=2)
     kept = diagonal.clone()
     grams.neg_()
-    diagonal.copy_(level - kept)
+    diagonal.copy_(levels[:, None] - kept)
     ends = _factors(grams)
     grams.neg_()
     diagonal.copy_(kept)

@@ -6,13 +6,14 @@ beside them, and what may still be a grid's maximum gets more.
 
 import itertools
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .rough_symbol import Lanczos, RoughSymbol
-from .symbol import Grid, Peak, Symbol, angles, frequencies
+from .symbol import REMEMBERED, Grid, Peak, Symbol, angles, frequencies
 
 STEPS, WARM_STEPS, MORE_STEPS = 8, 6, 7  # of Lanczos: at first, from a neighbour's vector, and then
 COARSE = 6  # points of the coarse grid for each step between the outermost taps
@@ -55,7 +56,7 @@ def choose_grid(symbol: Symbol, grids: list[Grid], longer: list[Grid]) -> Choice
     Cost:
         16 k c width flops for k taps, each step and frequency, in low precision: 8 to 20 steps.
     """
-    rough, (steps, _) = RoughSymbol(symbol), symbol.steps()
+    rough, (steps, _) = RoughSymbol(symbol), symbol.steps
     reach = steps.max(0) - steps.min(0)
     coarse = (tuple(min(n, max(1, COARSE * int(r))) for n, r in zip(grids[0][0], reach)), (0,) * len(reach))
     run = Lanczos(rough, angles(frequencies(*coarse), steps, coarse[0]), keep_basis=True).run(STEPS)
@@ -100,14 +101,20 @@ class _Map:
 
     def beside(self, grid: Grid, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The frequencies of a grid with a high point beside them, at most so many; the point's number; is it the opposite?"""
-        points, sizes = frequencies(*grid), np.array(self.grid[0])
-        place = points / (2 * np.array(grid[0])) * sizes
-        low = np.floor(place).astype(np.int64)
-        corners = np.array(list(itertools.product((0, 1), repeat=len(sizes))))
-        heights = np.array([self.height[tuple(((low + c) % sizes).T)] for c in corners])
-        shares = np.array([np.where(c, place - low, 1 - place + low).prod(1) for c in corners])
-        nearest = shares.argmax(0)
+        kept = np.prod(grid[0]) <= REMEMBERED
+        corners, shares = (_corners if kept else _corners.__wrapped__)(self.grid[0], grid)
+        heights = self.height.ravel()[corners]
         order = np.argsort(-(shares * heights).sum(0), kind="stable")[:most]
         order = np.sort(order[heights.max(0)[order] >= (1 - NEAR) * self.top])
-        at = tuple(((low + corners[nearest]) % sizes)[order].T)
-        return points[order], self.number[at], self.turned[at]
+        at = corners[shares.argmax(0)[order], order]
+        return frequencies(*grid)[order], self.number.ravel()[at], self.turned.ravel()[at]
+
+
+@lru_cache(256)  # layers often have the same grids
+def _corners(sizes: tuple[int, ...], grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the coarse points around each frequency of a grid, and their shares in it: (2^axes, frequencies)."""
+    place = frequencies(*grid) / (2 * np.array(grid[0])) * sizes
+    low = np.floor(place).astype(np.int64)
+    corners = np.array(list(itertools.product((0, 1), repeat=len(sizes))))
+    shares = np.array([np.where(c, place - low, 1 - place + low).prod(1) for c in corners])
+    return np.array([np.ravel_multi_index(tuple(((low + c) % sizes).T), sizes) for c in corners]), shares

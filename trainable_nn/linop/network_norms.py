@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnboundedError
-from .layers import CONVOLUTIONS, TRANSPOSED
-from .operator_norm import operator_norm_at_most
+from .layers import CONVOLUTIONS, TRANSPOSED, read_layer
+from .operator_norm import Prepared, equal_bounds, operator_norm_at_most, shape_of_matrix
 
 LINEAR = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+MOST_WEIGHTS = 2**16  # of a layer that is read to see whether others are like it
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def operator_norms_at_most(
     Shape:
         sample_input: what the model is called with, or a shape with a batch, for which a normal sample is drawn.
     Cost:
-        One forward pass, and the layers' bounds.
+        One forward pass, and the layers' bounds. Small convolutions of equal shape and geometry are bounded together, which
+        gives the same numbers up to three times as fast (``dense_norm.FEW_ROWS``).
     Raises:
         Nothing of the single layers; what the model itself raises. ValueError: rtol is not above 0.
     """
@@ -56,14 +58,46 @@ def operator_norms_at_most(
     owners = {id(m.parametrizations): m for m in model.modules() if hasattr(m, "parametrizations")}
     inner = {part for owner in owners.values() for part in owner.parametrizations.modules()}
     work = [(module, shape) for module in paths if module not in inner for shape in seen.get(module, [None])]
-    rows = []
+    rows, together = [], _Together(work, rtol)
     with _watched(progress, len(work)) as advance:
         for module, shape in work:
             path, *also = paths[module]
             advance(path)
-            bound, reason = _bounded(module, shape, rtol)
+            bound, reason = together.bound(module, shape), ""
+            if bound is None:
+                bound, reason = _bounded(module, shape, rtol)
             rows.append(LayerBound(path, type(module).__name__, shape, bound, reason, tuple(also)))
     return rows
+
+
+class _Together:
+    """Bounds of layers that are bounded with others like them, once the first of them is asked for."""
+
+    def __init__(self, work: list[tuple[nn.Module, tuple[int, ...] | None]], rtol: float) -> None:
+        self.rtol, self.found, self.members, self.key = rtol, {}, {}, {}
+        for module, shape in work:
+            one = _prepared(module, shape)
+            key = None if one is None else shape_of_matrix(one)
+            if key is not None:
+                self.members.setdefault(key, {})[module, shape] = one
+                self.key[module, shape] = key
+
+    def bound(self, module: nn.Module, shape: tuple[int, ...] | None) -> float | None:
+        members = self.members.get(self.key.get((module, shape)), {})
+        if len(members) > 1 and (module, shape) not in self.found:
+            self.found.update(zip(members, equal_bounds(list(members.values()), self.rtol)))
+        return self.found.get((module, shape))
+
+
+def _prepared(module: nn.Module, shape: tuple[int, ...] | None) -> Prepared | None:
+    if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) or shape is None:
+        return None
+    try:
+        if module.weight.numel() <= MOST_WEIGHTS:
+            return Prepared.of(read_layer(module, shape))
+    except (UnboundedError, ValueError, TypeError, AttributeError):
+        pass  # the row of this layer says why
+    return None
 
 
 def _bounded(module: nn.Module, shape: tuple[int, ...] | None, rtol: float) -> tuple[float | None, str]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .axes import Circle, circle_of, reads
 from .channel_box import boxed_maximum
-from .dense_norm import dense_flops, dense_norm_at_most
+from .dense_norm import FEW_ROWS, dense_flops, dense_norms_at_most, sides
 from .grid_choice import choose_grid
 from .layers import Convolution, read_layer, read_weight, sizes_of
 from .norm import U, _scaled, matrix_norm_at_most
@@ -35,7 +35,7 @@ from .symbol_gram import gram_of, grid_maximum
 MOST_FREQUENCIES = 2**20  # of a fixed grid
 CHEAP, DEAR = 2e7, 2e9  # multiplications of a grid; a cheap one is tried with a place more, one below DEAR if few points are high
 LONGEST = 2**12  # pixels of an axis of a small image
-MOST_DENSE = (1e9, 4e9)  # flops by the matrix itself: where no pixel is copied, and where one is
+MOST_DENSE = (2.5e9, 4e9)  # flops by the matrix itself: where no pixel is copied, and where one is
 ROUGH = 3e-3  # relative error of an estimate, or so
 COS_ERROR = 2.0**-45  # of 1 / cos, for angles of at most pi / 4
 
@@ -117,54 +117,93 @@ class Attained:
         return number.tolist(), np.exp(2j * np.pi * (steps * self.turns).sum(1))
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A layer that was read: its taps in use, times 2^-exponent so that the largest entry is in [1/2, 1), and its circles.
+
+    kernel: (groups, rows, columns, taps). exponent: None for a zero kernel. positions: of the taps. uses: of one pixel.
+    """
+
+    layer: Convolution
+    circles: list[Circle]
+    kernel: Tensor
+    exponent: int | None
+    positions: np.ndarray
+    uses: int
+
+    @classmethod
+    def of(cls, layer: Convolution) -> "Prepared":
+        circles = [circle_of(axis) for axis in layer.axes]
+        uses = math.prod(circle.uses for circle in circles)
+        used = [circle.taps for circle in circles]
+        kernel = layer.kernel if uses else layer.kernel[..., :0]
+        if uses and any(len(taps) < k for taps, k in zip(used, layer.kernel.shape[3:])):
+            kernel = kernel[(slice(None),) * 3 + np.ix_(*used)]
+        kernel, exponent = _scaled(kernel.flatten(3).contiguous())
+        reach = np.stack(np.meshgrid(*(t * a.dilation for t, a in zip(used, layer.axes)), indexing="ij"), -1)
+        return cls(layer, circles, kernel, exponent, reach.reshape(-1, len(layer.axes)), uses)
+
+    @property
+    def used(self) -> list[np.ndarray]:
+        return [circle.taps for circle in self.circles]
+
+    def attained(self, bound: float, group: int, turns: np.ndarray | None, narrow: float) -> Attained:
+        """The bound given, or im2col's where that is less."""
+        layer, taps = self.layer, np.arange(0)
+        if self.uses:
+            taps = np.ravel_multi_index(np.ix_(*self.used), layer.kernel.shape[3:]).ravel()
+        groups, rows, *_ = self.kernel.shape
+        matrices, overlap = self.kernel.reshape(groups, rows, -1), _up(math.sqrt(self.uses))
+        largest = float(torch.linalg.vector_norm(matrices.flatten(1), dim=1).max()) if self.kernel.numel() else 0.0
+        if largest / math.sqrt(min(matrices.shape[1:]) or 1) * overlap < bound:  # at most im2col's bound
+            norms = [matrix_norm_at_most(matrix, rtol=narrow) for matrix in matrices]
+            norm, at = max(norms), norms.index(max(norms))
+            norm = norm if self.uses == 1 else _up(norm * overlap)
+            if norm < bound:
+                bound, group, turns = norm, at, None
+        bound = _shifted(bound, self.exponent or 0) if bound else 0.0
+        return Attained(bound, group, taps, self.positions, tuple(axis.stride for axis in layer.axes), turns)
+
+
 def attained_bound(layer: Convolution, slack: float, narrow: float | None = None, boxed: bool = False) -> Attained:
     """The bound for a layer that was read; ``narrow`` is the arithmetic's share, if not slack too.
 
     boxed: it may be less than what the matrix has, which then only tells where the bound before was (``channel_box``).
     """
-    narrow = slack if narrow is None else narrow
-    circles = [circle_of(axis) for axis in layer.axes]
-    uses = math.prod(circle.uses for circle in circles)
-    used = [circle.taps for circle in circles]
-    kernel = layer.kernel if uses else layer.kernel[..., :0]
-    if uses and any(len(taps) < k for taps, k in zip(used, layer.kernel.shape[3:])):
-        kernel = kernel[(slice(None),) * 3 + np.ix_(*used)]
-    kernel, exponent = _scaled(kernel.flatten(3).contiguous())
-    reach = np.stack(np.meshgrid(*(t * a.dilation for t, a in zip(used, layer.axes)), indexing="ij"), -1)
-    reach = reach.reshape(-1, len(layer.axes))
-    strides, shape = tuple(axis.stride for axis in layer.axes), layer.kernel.shape[3:]
-    taps = np.ravel_multi_index(np.ix_(*used), shape).ravel() if uses else np.arange(0)
-
-    def attained(bound: float, group: int, turns: np.ndarray | None = None) -> Attained:
-        return Attained(_shifted(bound, exponent or 0) if bound else 0.0, group, taps, reach, strides, turns)
-
-    if exponent is None:
-        return attained(0.0, 0)
+    narrow, one = slack if narrow is None else narrow, Prepared.of(layer)
     bound, group, turns = math.inf, 0, None
-    if boxed and _by_matrix(layer, kernel, circles, uses):
-        bound = dense_norm_at_most(kernel, layer.axes, used, narrow)
-    elif uses > 1:
-        bound, group, turns = _circle_bound(symbol_of(kernel, reach, strides), circles, slack, narrow, boxed)
-    overlap = _up(math.sqrt(uses))
-    groups, rows, *_ = kernel.shape
-    matrices = kernel.reshape(groups, rows, -1)
-    least = float(torch.linalg.vector_norm(matrices.flatten(1), dim=1).max()) ** 2 / min(matrices.shape[1:])  # at most the squared norm
-    if math.sqrt(least) * overlap < bound:
-        norms = [matrix_norm_at_most(matrix, rtol=narrow) for matrix in matrices]
-        norm = max(norms)
-        norm, at = (norm if uses == 1 else _up(norm * overlap)), norms.index(norm)
-        if norm < bound:
-            return attained(norm, at)
-    return attained(bound, group, turns)
+    if one.exponent is None:
+        bound = 0.0
+    elif boxed and by_matrix(one):
+        (bound,) = dense_norms_at_most(one.kernel[None], layer.axes, one.used, narrow)
+    elif one.uses > 1:
+        symbol = symbol_of(one.kernel, one.positions, tuple(axis.stride for axis in layer.axes))
+        bound, group, turns = _circle_bound(symbol, one.circles, slack, narrow, boxed)
+    return one.attained(bound, group, turns, narrow)
 
 
-def _by_matrix(layer: Convolution, kernel: Tensor, circles: list[Circle], uses: int) -> bool:
+def equal_bounds(layers: Sequence[Prepared], rtol: float) -> list[float]:
+    """``operator_norm_at_most`` of layers of one ``shape_of_matrix``, all at once."""
+    kernels, first, slack = torch.stack([one.kernel for one in layers]), layers[0], _slack(rtol)
+    bounds = dense_norms_at_most(kernels, first.layer.axes, first.used, slack)
+    return [one.attained(bound, 0, None, slack).bound for one, bound in zip(layers, bounds)]
+
+
+def shape_of_matrix(one: Prepared) -> tuple | None:
+    """What layers have in common that are bounded faster together: small ones, by their matrices; None for others."""
+    if not by_matrix(one) or sides(one.kernel.shape, one.layer.axes)[0] > FEW_ROWS:
+        return None
+    return one.kernel.shape, one.layer.axes
+
+
+def by_matrix(one: Prepared) -> bool:
     """Whether the matrix itself costs little, or no more than the circle may lose where pixels are copied."""
-    if any(axis.n is None or axis.n > LONGEST for axis in layer.axes):
+    axes = one.layer.axes
+    if one.exponent is None or any(axis.n is None or axis.n > LONGEST for axis in axes):
         return False
-    if uses == 1 and all((reads(a)[c.taps] >= 0).all(0).any() for a, c in zip(layer.axes, circles)):
+    if one.uses == 1 and all((reads(a)[c.taps] >= 0).all(0).any() for a, c in zip(axes, one.circles)):
         return False  # some output reads a pixel with every tap, and none is read twice: the kernel's own norm is attained
-    return dense_flops(kernel.shape, layer.axes) <= MOST_DENSE[any(circle.copies > 1 for circle in circles)]
+    return dense_flops(one.kernel.shape, axes) <= MOST_DENSE[any(circle.copies > 1 for circle in one.circles)]
 
 
 def _circle_bound(

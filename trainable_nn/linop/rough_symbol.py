@@ -25,7 +25,7 @@ class RoughSymbol:
     def __init__(self, symbol: Symbol) -> None:
         groups, taps, c, width = symbol.taps.shape
         self.dtype = _low_precision() if c * width > 2**12 else torch.float32
-        self.steps, self.phases = symbol.steps()
+        self.steps, self.phases = symbol.steps
         order = [tap for phase in self.phases for tap in phase]
         self.order, self.width = order, width
         rows = symbol.taps if order == sorted(order) else symbol.taps[:, order]

@@ -7,6 +7,7 @@ input has fewer rows, one for each column and phase. M(-w) is the conjugate of M
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class Symbol:
     def groups(self) -> int:
         return self.taps.shape[0]
 
+    @cached_property
     def steps(self) -> tuple[np.ndarray, list[list[int]]]:
         """b_j (taps, axes), and for each phase that occurs its taps."""
         steps, phases = np.divmod(self.positions, np.array(self.strides))
@@ -80,13 +82,23 @@ def _polyphase_transposed(kernel: Tensor, positions: np.ndarray, strides: tuple[
     return out.transpose(2, 3).reshape(groups, -1, len(blocks), rows).transpose(2, 3), blocks
 
 
+REMEMBERED = 2**14  # points of a grid whose frequencies are kept, since layers often have the same
+
+
 def frequencies(sizes: tuple[int, ...], twists: tuple[int, ...]) -> np.ndarray:
     """Half of the grid w_a = pi (2 m_a + twist_a) / N_a, as the odd or even numbers 2 m_a + twist_a."""
+    return (_half if math.prod(sizes) <= REMEMBERED else _half.__wrapped__)(sizes, twists)
+
+
+@lru_cache(256)
+def _half(sizes: tuple[int, ...], twists: tuple[int, ...]) -> np.ndarray:
     m = np.stack(np.meshgrid(*(np.arange(n) for n in sizes), indexing="ij"), -1).reshape(-1, len(sizes))
     opposite = (-m - np.array(twists)) % np.array(sizes)
     weights = np.array([math.prod(sizes[a + 1 :]) for a in range(len(sizes))])
     kept = m[m @ weights <= opposite @ weights]
-    return 2 * kept + np.array(twists)
+    numerators = 2 * kept + np.array(twists)
+    numerators.flags.writeable = False
+    return numerators
 
 
 def angles(numerators: np.ndarray, lags: np.ndarray, sizes: tuple[int, ...]) -> Tensor:

@@ -22,6 +22,7 @@ together by at most T F^2 (1 + 4 d)^2 (3 gamma_{n + 4} + 4 d).
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class Gram:
         return torch.complex(real, imaginary).reshape(-1, self.channels, self.channels)
 
     def _directly(self, grid: Grid, numerators: np.ndarray) -> Tensor:
-        steps, phases = self.symbol.steps()
+        steps, phases = self.symbol.steps
         groups, _, c, width = self.symbol.taps.shape
         angle = angles(numerators, steps, grid[0])
         waves = torch.cat([torch.cos(angle), torch.sin(angle)])
@@ -105,8 +106,8 @@ def gram_of(symbol: Symbol, count: int) -> Gram:
     entries = taps * c * width
     squared = float(torch.linalg.vector_norm(symbol.taps.flatten(1), dim=1).max()) ** 2 * (1 + 8 * entries * U)
     squared += entries * LOST
-    lags, pairs = _pairs(symbol.positions, symbol.strides)
-    steps, phases = symbol.steps()
+    lags, pairs = _pairs(tuple(map(tuple, symbol.positions.tolist())), symbol.strides)
+    _, phases = symbol.steps
     by_lags = sum(len(i) for i, _ in pairs) * c * c * width + count * len(lags) * 2 * c * c
     directly = count * (2 * c * c * width * len(phases) + 2 * taps * c * width)
     if directly < by_lags and c * width > SMALL:
@@ -143,8 +144,10 @@ def _gamma(n: int) -> float:
     return n * U / (1 - n * U)
 
 
-def _pairs(positions: np.ndarray, strides: tuple[int, ...]) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+@lru_cache(64)  # layers often have the same taps
+def _pairs(taps: tuple[tuple[int, ...], ...], strides: tuple[int, ...]) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """The lags, zero first and of each opposite pair one; and for each lag the taps (i, j) that are so far apart."""
+    positions = np.array(taps).reshape(len(taps), -1)
     difference = positions[:, None] - positions[None, :]
     whole = (difference % np.array(strides) == 0).all(-1)
     i, j = np.nonzero(whole)

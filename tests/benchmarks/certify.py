@@ -4,7 +4,8 @@ Largest stable step over certified step: stable is the largest constant step for
 raises the loss in ``--steps`` iterations, by bisection, from the same weights; the certified one is the median over
 certified descent, or the certificate's constant step: along its path from the start (``certify_path``), at the start
 (leaky first layer, grade global) and where the ball closes first after certified descent (no leak, grade ball). lambda:
-measured over proved lower bound; for a path where it ends.
+measured over proved lower bound; for a path where it ends. The last line says whether each figure that is asked for holds
+(status 1 where one does not); grade global, of all weights at once, is asked for none.
 
     python tests/benchmarks/certify.py [--blocks 4 8 16] [--steps 100] [--descent 60] [--paths]
     python tests/benchmarks/certify.py --resnet18 128 [--cases stock paper provable]     CPU seconds and memory of certify
@@ -25,7 +26,8 @@ from provable_nets import reference_problem, trained
 import trainable_nn as tnn
 from trainable_nn.certify.measure import extremes_of
 
-PROBLEMS = {4: (0.5, 0.9), 8: (0.5, 0.9), 16: (0.25,)}
+PROBLEMS = {blocks: (0.25, 0.5, 0.9) for blocks in (4, 8, 16)}
+ASKED = {"constant step": 100.0, "certified descent": 10.0, "lambda": 30.0}  # at most
 LEAK = 0.5  # of the problems with grade global
 CLOSED = 10.0  # the ball counts once lambda on it is within this factor of the measured one
 
@@ -113,6 +115,15 @@ def descend(net, x, y, most: int):
     return schedule
 
 
+def held(seen: dict[str, list[float]]) -> bool:
+    """Print the largest of each figure beside the one that is asked for."""
+    good = True
+    for name, values in seen.items():
+        good = good and max(values) <= ASKED[name]
+        print(f"{name}: at most {max(values):.3g} in {len(values)} rows, asked for {ASKED[name]:g}")
+    return good
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, nargs="+", default=list(PROBLEMS))
@@ -125,6 +136,7 @@ def main() -> None:
     if arguments.resnet18:
         certify_resnet18(arguments.resnet18, tuple(arguments.cases))
         return
+    seen: dict[str, list[float]] = {name: [] for name in ASKED}
     row = "{:34} {:9} {:>15} {:>16} {:>9} {:>7}"
     print(row.format("problem", "grade", "stable/certified", "lambda/certified", "radius", "s"))
     for blocks in arguments.blocks:
@@ -133,6 +145,8 @@ def main() -> None:
             net, x, y = reference_problem(blocks, strength)
             *cells, path = along_its_path(f"{name}: constant, path", net, x, y, arguments.steps)
             print(row.format(*cells))
+            seen["constant step"].append(float(cells[2]))
+            seen["lambda"].append(float(cells[3]))
             print(
                 f"  loss {path.losses[0]:.3g} to {path.losses[-1]:.2g} in {path.steps} steps, then rate {path.rate:.4g}",
                 flush=True,
@@ -158,9 +172,16 @@ def main() -> None:
             )
             kept = f"{schedule.history[0].loss:.3g} to {schedule.history[-1].loss:.2g} in {len(schedule.history)} steps"
             print(f"  loss {kept}, guarantee {schedule.guarantee:.2g}")
-            print(row.format(*constant(f"{name}: ball there", net, x, y, arguments.steps)), flush=True)
+            seen["certified descent"].append(median)
+            seen["lambda"].append(at_start)
+            cells = constant(f"{name}: ball there", net, x, y, arguments.steps)
+            print(row.format(*cells), flush=True)
+            if cells[2] != "-":  # a descent cut short by --descent ends before a ball closes
+                seen["constant step"].append(float(cells[2]))
+                seen["lambda"].append(float(cells[3]))
             leaky, x, y = reference_problem(blocks, strength, leak=LEAK)
             print(row.format(*constant(f"{name}, leak {LEAK}: start", leaky, x, y, arguments.steps)), flush=True)
+    sys.exit(0 if held({name: values for name, values in seen.items() if values}) else 1)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,25 @@ def test_where_a_tight_network_has_no_ball_its_slack_is_named():
     assert [row.value for row in rows] == list(slack_of(net).values())
 
 
+def test_free_weights_in_a_branch_that_is_followed_are_no_complaint_and_frozen_ones_are():
+    net, x, y = provable(tight=True, seed=0)
+    bounded = lambda: {row.path for row in tnn.certify(net, x, y).hypotheses if row.name == "bounded weights"}
+    assert bounded() == set()
+    net[2].freeze()
+    assert bounded() == {"2.branch.0"}
+
+
+def test_large_normalised_layers_in_a_branch_are_certified():
+    """More than 2^14 entries of a Schatten norm: their P(w) is kept for the whole certificate, elsewhere."""
+    torch.manual_seed(0)
+    branch = nn.Sequential(tnn.SpectralNormLinear(130, 130), tnn.Tanh())
+    block = modules.SpectrallyBoundedResidual(branch, tight=False)
+    net = nn.Sequential(nn.Linear(4, 130), block, nn.Linear(130, 1)).double()
+    found = tnn.certify(net, torch.randn(2, 4, dtype=F64), torch.zeros(2, 1, dtype=F64))
+    assert found.grade == "measured" and found.lambda_lower > 0
+    assert all(row.holds for row in found.hypotheses if row.name == "bounded derivatives")
+
+
 def test_near_its_minimum_a_tight_network_has_a_ball_that_is_kept():
     net, x, y = provable(tight=True, seed=1)
     optimizer = torch.optim.SGD(trained(net), lr=0.3)

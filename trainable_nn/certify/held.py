@@ -18,6 +18,7 @@ from ..modules import (
     SpectralNormConv1d,
     SpectralNormConv2d,
     SpectralNormConv3d,
+    SpectrallyBoundedResidual,
     SpectralNormLinear,
     WeightNormLinear,
 )
@@ -57,11 +58,13 @@ def with_held_weights(model: nn.Module, *, moving: tuple[str, ...] = ()) -> Iter
     The same bits as their own forward, which multiplies by the same P(w). Elsewhere than in ``weights_held`` the model as it is.
     """
     layers = [] if _held.get() is None else model.named_modules()
+    followed = {layer for block in model.modules() if _follows_weights(block) for layer in block.branch.modules()}
     large = [
         module
         for path, module in layers
         if _is_large(module) and "forward" not in vars(module) and f"{path}.weight".lstrip(".") not in moving
-    ]
+        and module not in followed
+    ]  # fmt: skip
     try:
         for module in large:
             apply = F.linear if isinstance(module, nn.Linear) else module._conv_forward
@@ -70,6 +73,11 @@ def with_held_weights(model: nn.Module, *, moving: tuple[str, ...] = ()) -> Iter
     finally:
         for module in large:
             del module.forward
+
+
+def _follows_weights(module: nn.Module) -> bool:
+    """Whether its forward reads its layers' weights, and refuses a layer whose own forward is replaced."""
+    return isinstance(module, SpectrallyBoundedResidual) and "_frozen" not in vars(module)
 
 
 def _is_large(module: nn.Module) -> bool:

@@ -77,7 +77,7 @@ def prove(
     """The certificate of a problem; with a step, of gradient descent with that one and no other."""
     watch("reading the network", 1, 1)
     seen = see(problem.model, problem.inputs)
-    blame = complaints(seen)
+    blame = complaints(seen, problem.model)
     rows = [*_basic_rows(problem), *_function_rows(problem, blame)]
     known: dict = {}  # norms of weights, which two walks ask for
     kinked = any(row.name == SMOOTH for row in blame)

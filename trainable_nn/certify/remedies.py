@@ -16,6 +16,7 @@ from dataclasses import replace
 from torch import nn
 
 from ..modules.normalised import EntryNormalised, WeightNormalised
+from ..modules.residual import SpectrallyBoundedResidual
 from ..modules.shortcut import PooledConv2d
 from .certificate import Hypothesis
 from .seen import Seen
@@ -28,18 +29,30 @@ RULE_LESS = "a layer with known constants"
 
 LEMMA_A8 = "paper A, Lemma A.8 and Theorem 4.7, hypothesis 1"
 THEOREM_45 = "paper A, Theorem 4.5"
+PROPOSITION_43 = "paper A, Proposition 4.3 and Theorem 4.5"
 
 
-def complaints(layers: Iterable[Seen]) -> list[Hypothesis]:
-    """A failing row for each hypothesis that a layer breaks, the first and the last layer with parameters told apart."""
+def complaints(layers: Iterable[Seen], model: nn.Module | None = None) -> list[Hypothesis]:
+    """A failing row for each hypothesis that a layer breaks, the first and the last layer with parameters told apart.
+
+    With the model, free weights in the branch of a block that follows them are no complaint: it bounds them together.
+    """
     layers = list(layers)
+    blocks = [] if model is None else [f"{path}.branch.".lstrip(".") for path, m in model.named_modules() if _follows(m)]
     owners = [seen.path for seen in layers if any(True for _ in seen.module.parameters())] or [""]
     rows = []
     for seen in layers:
         rule = next((RULES[kind] for kind in type(seen.module).__mro__ if kind in RULES), None)
+        follows = any(f"{seen.path}.".startswith(block) for block in blocks)
         for row in rule(seen, seen.path == owners[0], seen.path == owners[-1]) if rule else ():
+            if follows and row.name == BOUNDED and row.source == PROPOSITION_43:
+                continue
             rows.append(replace(row, path=seen.path, holds=False))
     return rows
+
+
+def _follows(module: nn.Module) -> bool:
+    return isinstance(module, SpectrallyBoundedResidual) and "_frozen" not in vars(module)
 
 
 def _row(name: str, source: str, remedy: str, grade: str = "global", **numbers) -> Hypothesis:
@@ -136,7 +149,7 @@ def _plain_affine(seen: Seen, first: bool, last: bool) -> Iterable[Hypothesis]:
         replacement = f"WeightNorm{name} or SpectralNorm{name}" if name in _NORMALISABLE else "a normalised layer"
         yield _row(
             BOUNDED,
-            "paper A, Proposition 4.3 and Theorem 4.5",
+            PROPOSITION_43,
             f"{name}'s weight is free to grow, so no bound of this layer's norm holds for all weights. Use {replacement} "
             f"inside a residual branch of norm below 1; recipe='provable' does it.",
             value=math.inf,

@@ -182,6 +182,41 @@ def test_eight_residual_blocks_have_a_bound_far_below_the_kernel():
     assert ratio < 1e-10
 
 
+def extended_jacobian(model: nn.Sequential, x: torch.Tensor) -> np.ndarray:
+    """Of ``eight_blocks``, (outputs, parameters), in 80 bits: forward and back by hand, matrix by matrix."""
+    wide = lambda t: t.detach().numpy().astype(np.longdouble)
+    first, *blocks, last = model
+    rows = []
+    for sample in wide(x):
+        value, kept = wide(first.weight) @ sample + wide(first.bias), []
+        for block in blocks:
+            phi = np.tanh(value)
+            kept.append(phi)
+            layer = block.branch[1]
+            value = value + np.longdouble(block.scale) * (wide(layer.weight) @ phi + wide(layer.bias))
+        for k in range(len(last.weight)):
+            g, parts = wide(last.weight)[k], [np.eye(len(last.weight), dtype=np.longdouble)[k]]
+            parts.append(np.outer(parts[0], value).ravel())
+            for block, phi in zip(reversed(blocks), reversed(kept)):
+                h = np.longdouble(block.scale) * g
+                parts += [h, np.outer(h, phi).ravel()]
+                g = g + (wide(block.branch[1].weight).T @ h) * (1 - phi**2)
+            parts += [g, np.outer(g, sample).ravel()]
+            rows.append(np.concatenate(parts[::-1]))
+    return np.stack(rows)
+
+
+def test_a_network_of_five_thousand_weights_is_held_against_80_bits():
+    model, x = eight_blocks(), torch.randn(12, 6, dtype=F64)
+    exact, computed = extended_jacobian(model, x), jacobian_of(model, x).numpy()
+    error = float(np.sqrt(np.square(computed - exact).sum()))
+    kernel_error = float(np.linalg.norm((ntk(model, x).numpy() - exact @ exact.T).astype(np.float64), 2))
+    found = tnn.kernel_error_at_most(model, x)
+    print(f"Jacobian: error {error:.2e}, bound {found.jacobian:.2e}; kernel: {kernel_error:.2e}, {found.kernel:.2e}")
+    assert 0 < error <= found.jacobian < 1e4 * error
+    assert 0 < kernel_error <= found.kernel < 1e5 * kernel_error
+
+
 def perturbed(model: nn.Module, relative: float) -> nn.Module:
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -300,6 +335,17 @@ def test_pieces_of_the_batch_give_what_the_whole_gives(monkeypatch):
     parts = jacobian_error_at_most(model, x)
     assert parts.jacobian == pytest.approx(whole.jacobian, rel=1e-4)
     assert parts.factors == pytest.approx(whole.factors, rel=1e-4)
+
+
+def test_a_network_whose_rounding_may_reach_its_values_is_given_up_where_that_is_asked():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(12)]).double()
+    for p in model.parameters():
+        nn.init.normal_(p, std=3.0)
+    x = torch.randn(2, 8, dtype=F64)
+    assert jacobian_error_at_most(model, x, most=1e-6).jacobian > 0
+    with pytest.raises(UnboundedError, match=r"^[0-9]+: rounding is bounded by no less than .* of the values here"):
+        jacobian_error_at_most(model, x, most=1e-14)
 
 
 def test_a_step_without_a_rule_is_named_with_its_path():

@@ -20,6 +20,7 @@ ASSUMED = "the rounding of DF's entries is as assumed"
 KINKS = "a network with kinks reaches no grade that needs the proof."
 MOST_OF_SMALLEST = 0.5  # of the smallest singular value that a proof may take away; a worse one is not used
 NEGLIGIBLE = 1e-9  # of the largest
+HOPELESS = 1e-4  # of a value, that its rounding may be where a bound of DF's is still worth its passes
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,6 @@ class Entries:
 def entries_of(problem: Problem, names: list[str], known: dict | None) -> Entries:
     """What is proved of the Jacobian in these parameters; ``known`` keeps norms of weights for the bounds that follow."""
     try:
-        return Entries(jacobian_error_at_most(problem.model, problem.inputs, names=names, known=known))
+        return Entries(jacobian_error_at_most(problem.model, problem.inputs, names=names, known=known, most=HOPELESS))
     except (TrainableNNError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         return Entries(None, sentence(error), path_in(error, problem.model))

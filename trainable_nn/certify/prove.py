@@ -43,6 +43,9 @@ def certify(
     path; "none". Every hypothesis is a row, with what to do where it fails. The model is copied to float64 on the
     CPU and left as it is; it counts in its present mode, with the parameters that require gradients.
 
+    The rounding of the entries of DF is proved where the network's steps have rules (``kernel_error_at_most``); elsewhere it is
+    assumed, and a row of kind "measured" and a note say so.
+
     Not covered: mini-batches, momentum, weight decay, changing data, rounding of the training itself.
 
     Shape:

@@ -110,14 +110,20 @@ def kernel_error_at_most(model: nn.Module, inputs: Tensor, kernel: Tensor | None
 
 
 def jacobian_error_at_most(
-    model: nn.Module, inputs: Tensor, *, names: Collection[str] | None = None, known: dict | None = None
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    names: Collection[str] | None = None,
+    known: dict | None = None,
+    most: float = math.inf,
 ) -> JacobianError:
     """The bound of J alone, for a model in float64 on the CPU; names: the parameters that J has columns for, all if None.
 
-    known: norms that were proved before, for the same weights.
+    known: norms that were proved before, for the same weights. most: of a value, that its rounding may be; a network that may
+    have more is given up half way.
 
     Raises:
-        As ``kernel_error_at_most``.
+        As ``kernel_error_at_most``; UnboundedError also for a network that is given up.
     """
     known = {} if known is None else known
     check_inputs(model, inputs)
@@ -132,7 +138,8 @@ def jacobian_error_at_most(
         every = parameter_names(model, graph)
         wanted = {key: name for key, name in every.items() if names is None or name in names}
         if wanted:
-            total.add([(wanted.get((i, part.name)), part) for i, part in errors_of(graph, {i for i, _ in wanted}, 1 if meet else len(piece))])
+            found = errors_of(graph, {i for i, _ in wanted}, 1 if meet else len(piece), most)
+            total.add([(wanted.get((i, part.name)), part) for i, part in found])
     columns = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names))
     return total.joined(columns)
 

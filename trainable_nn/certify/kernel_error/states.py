@@ -5,6 +5,7 @@ are thus at most twice that apart, and a size that is measured on one of them ho
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -31,7 +32,7 @@ class Value:
     values: Tensor
     error: np.ndarray
 
-    @property
+    @cached_property
     def norm(self) -> np.ndarray:
         """At least that of the exact output and of every computed one."""
         return norms(self.values, len(self.error)) + 2 * self.error * UP
@@ -61,12 +62,12 @@ class Gradients:
             return self
         return Gradients(self.size, (self.error + norms(self.loose, len(self.error))) * UP)
 
-    @property
+    @cached_property
     def norm(self) -> np.ndarray:
         """At least the Frobenius norm of the exact ones and of every computed ones."""
         return norms(self.size, len(self.error)) + 2 * self.fastened().error * UP
 
-    @property
+    @cached_property
     def peak(self) -> np.ndarray:
         """At least ``size`` at each entry, of the exact ones and of every computed ones."""
         return largest(self.size, len(self.error)) * UP + 2 * self.fastened().error * UP

@@ -1,11 +1,13 @@
 """Through the network and back: the error of each value, of each gradient, and of the rows of each parameter."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import UnboundedError
 from ..regularity.affine import Affine
 from ..regularity.elementwise import Elementwise
 from ..regularity.graph import Graph
@@ -42,14 +44,18 @@ def check(graph: Graph) -> None:
         rule_of(node.step, RULES)
 
 
-def errors_of(graph: Graph, uses: Iterable[int], samples: int) -> list[tuple[int, Part]]:
+def errors_of(graph: Graph, uses: Iterable[int], samples: int, most: float = math.inf) -> list[tuple[int, Part]]:
     """For each of these steps the parts of its parameters, with the step's place; samples: 1 where steps mix them.
 
     Cost:
         One forward and one backward pass with absolute values, and a backward pass for each output of a sample.
+    Raises:
+        UnboundedError: the error of a value may be more than ``most`` of it; found before the way back.
     """
     uses = sorted(uses)
     values = _forward(graph, samples)
+    if math.isfinite(most):
+        _check_growth(graph, values, most)
     sizes = _sizes(graph, uses[0], samples)
     return [(i, part) for i, y in _backward(graph, values, sizes) if i in uses for part in _parts(graph, values, i, y)]
 
@@ -60,6 +66,16 @@ def _forward(graph: Graph, samples: int) -> list[Value]:
         inputs = [values[i] for i in node.inputs]
         values.append(Value(node.value, rule_of(node.step, RULES).forward(node.step, inputs)))
     return values
+
+
+def _check_growth(graph: Graph, values: list[Value], most: float) -> None:
+    for node, value in zip(graph.nodes, values):
+        share = float((value.error / (value.norm + LOST)).max())
+        if not share <= most:
+            raise UnboundedError(
+                f"{node.step.path or 'the model'}: rounding is bounded by no less than {share:.2g} of the values here, since norms of "
+                f"layers multiply on the way. Normalised layers in contractive blocks keep it small."
+            )
 
 
 def _sizes(graph: Graph, start: int, samples: int) -> dict[int, Tensor]:

@@ -22,6 +22,7 @@ from trainable_nn.certify.measure import extremes_of
 from trainable_nn.certify.regularity.network import read_graph
 from trainable_nn.certify.regularity.rules import RULES
 from trainable_nn.cli import main
+from trainable_nn.cli.ntk import _below
 from trainable_nn.errors import UnboundedError
 from trainable_nn.linop import kernel_extremes, ntk
 from trainable_nn.linop.gram import contract as contraction
@@ -413,6 +414,10 @@ def test_the_command_ntk_proves_lambda_with_the_entries_rounding(capsys, tmp_pat
     assert found["extremes"]["error"] == found["rounding"]["kernel"]
     least = found["eigenvalues"][0]
     assert least * (1 - 1e-6) < found["smallest_at_least"] <= least * (1 + 1e-12)
+
+
+def test_the_proved_lambda_is_printed_with_digits_that_are_not_above_it():
+    assert _below(1.4611399) == "1.46113" and _below(0.0) == "0" and _below(-1.0000001) == "-1.00001"
 
 
 @pytest.mark.parametrize(

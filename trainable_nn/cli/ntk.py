@@ -6,6 +6,7 @@ import copy
 import math
 import pathlib
 from dataclasses import asdict, dataclass
+from decimal import ROUND_FLOOR, Context
 
 import torch
 from rich.progress import track
@@ -169,7 +170,7 @@ def _print(outcome: Outcome, settings: Settings) -> None:
     rows = [
         ("smallest eigenvalue, lambda(DF)", number(ends.smallest), _between(ends.smallest_at_least, ends.smallest_at_most)),
         ("largest eigenvalue", number(ends.largest), _between(ends.largest_at_least, ends.largest_at_most)),
-        ("lambda(DF), at least", number(outcome.smallest_at_least), "proved" if outcome.rounding else "rounding estimated"),
+        ("lambda(DF), at least", _below(outcome.smallest_at_least), "proved" if outcome.rounding else "rounding estimated"),
         ("noise floor (estimated rounding)", number(outcome.noise_floor), ""),
         ("condition number", number(prediction.condition_number), ""),
         ("effective dimension", number(prediction.effective_dimension()), f"of {len(prediction.eigenvalues)}"),
@@ -180,7 +181,7 @@ def _print(outcome: Outcome, settings: Settings) -> None:
         f"{outcome.dtype}"
     )
     caption = (
-        f"Bounds are proved, with a rounding of the kernel of at most {number(outcome.rounding.kernel)} counted."
+        f"Bounds are proved, with a rounding of the kernel of {number(outcome.rounding.kernel)} counted."
         if outcome.rounding is not None
         else f"Bounds are proved of the matrix, widened by the noise floor, which is an estimate: {outcome.unproved}"
     )
@@ -199,6 +200,11 @@ def _print(outcome: Outcome, settings: Settings) -> None:
     out.print(verdict, markup=False)
     if settings.plot is not None:
         out.print(f"Wrote {settings.plot}.", markup=False)
+
+
+def _below(value: float) -> str:
+    """Six digits that are not above it."""
+    return number(float(Context(prec=6, rounding=ROUND_FLOOR).create_decimal(value)), ".6g")
 
 
 def _between(low: float, high: float) -> str:

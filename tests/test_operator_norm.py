@@ -755,7 +755,8 @@ def test_equal_layers_that_are_bounded_together_have_the_bounds_of_each_alone(mo
     torch.manual_seed(0)
     model, together = Parallel(), []
     equal = network_norms.equal_bounds
-    monkeypatch.setattr(network_norms, "equal_bounds", lambda layers, rtol: together.append(len(layers)) or equal(layers, rtol))
+    counted = lambda layers, rtol: together.append(len(layers)) or equal(layers, rtol)
+    monkeypatch.setattr(network_norms, "equal_bounds", counted)
     rows = operator_norms_at_most(model, (1, 3, 4, 4))
     assert sorted(together) == [3, 3, 3] and len(rows) == 10  # the zero layer is none of them
     for row in rows:

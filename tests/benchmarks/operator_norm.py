@@ -95,7 +95,8 @@ def main() -> None:
         print(f"{'the network':28s} {'':12s} {total:8.2f}\n")
     for channels, n in ((2, 4), (16, 2), (8, 4), (16, 4), (16, 32)):
         together, alone = equal_layers(channels, n)
-        print(f"32 x {channels:2d} -> {channels:2d} n={n:2d}: together {together:.3f} s, one by one {alone:.3f} s, {alone / together:.2f}x")
+        name = f"32 x {channels:2d} -> {channels:2d} 3x3 n={n}"
+        print(f"{name:28s} together {together:.3f} s, one by one {alone:.3f} s, {alone / together:.2f}x")
 
 
 if __name__ == "__main__":

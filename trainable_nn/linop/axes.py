@@ -85,7 +85,8 @@ def circle_of(axis: Axis) -> Circle:
     turns = -(-outputs * axis.stride // axis.n)
     if axis.mode == "circular" and axis.n % axis.stride == 0 and turns <= copies:
         return Circle(taps, axis.n // axis.stride, turns, False, degree, uses)
-    return Circle(taps, _places(axis, t[read], position[read], taps), copies, True, degree, uses, _box(axis, t[read], position[read]))
+    places, box = _places(axis, t[read], position[read], taps), _box(axis, t[read], position[read])
+    return Circle(taps, places, copies, True, degree, uses, box)
 
 
 def reads(axis: Axis) -> np.ndarray:

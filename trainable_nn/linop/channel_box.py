@@ -36,9 +36,9 @@ from .symbol_gram import TABLE, Gram
 MOST_UNKNOWNS = 600  # of B
 MOST_VECTORS = 8  # of P
 STANDS_OUT = 0.85  # the second eigenvalue at the peak over the first is less
-BLOCK_STEPS, BLOCK_ERROR = 10, 1e-5  # most steps of Lanczos from P, and relative error of E at which they end
+BLOCK_STEPS, BLOCK_ERROR = 10, 1e-6  # most steps of Lanczos from P, and relative error of E at which they end
 NEWTON_STEPS = 4
-INVERSE_STEPS = 10  # of inverse iteration for B's smallest eigenvalue
+INVERSE_STEPS = 6  # of inverse iteration for B's smallest eigenvalue
 KEPT = 2**22  # complex numbers of G: 64 MiB; beyond it G is made twice
 
 
@@ -69,7 +69,7 @@ def boxed_maximum(gram: Gram, choice: Choice, box: tuple[int, ...], slack: float
         smallest, vector = where.smallest(where.symmetric(found[0]))
         step = smallest / max(where.quadratic(found[1], vector), 1.0)
         level -= step
-        if not abs(step) > 0.02 * slack * level:
+        if not abs(step) > 0.05 * slack * level:
             break
     found = complement.at(level)
     if found is None:
@@ -172,7 +172,9 @@ class _Box:
         matrix = (matrix + matrix.T) / 2
         size = float(matrix.diagonal().mean().abs())
         for shift in (1e-3, 1e-2, 1e-1, 1.0, 10.0):
-            factor, info = torch.linalg.cholesky_ex(matrix + shift * size * torch.eye(len(matrix), dtype=matrix.dtype, device="cpu"))
+            shifted = matrix.clone()
+            shifted.diagonal().add_(shift * size)
+            factor, info = torch.linalg.cholesky_ex(shifted)
             if not info:
                 break
         v = torch.linspace(1, 2, len(matrix), dtype=matrix.dtype, device="cpu")[:, None].cos()
@@ -202,9 +204,9 @@ def _proved(gram: Gram, chunks, p: Tensor, e: Tensor, level: float, where: _Box,
     largest = float(torch.linalg.vector_norm(torch.view_as_real(e).flatten(1), dim=1).max()) * (1 + 8 * r * r * U)
     rounded = 4 * (c + 2 * r + 8) * U * (stretch * largest + 2 * c * proved) + gram.error
     least = proved + definiteness_error(c) * (proved + r * stretch * largest) + rounded
-    below = -where.matrix(e).to(torch.complex128)
-    below = (below + below.mH) / 2
-    m, _ = raised_level(below[None], 1e-6 * slack * level, slack, math.inf)
+    below = -where.matrix(e)
+    below = (below + below.T) / 2
+    m, _ = raised_level(below[None], 1e-3 * slack * level, slack)
     m += definiteness_error(len(below)) * (m + 2 * largest) + where.error(e)
     return (least + m * (1 + 1e-9)) * (1 + 32 * U) if _orthonormal(p) else math.inf
 

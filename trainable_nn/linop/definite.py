@@ -77,11 +77,13 @@ def _not_definite(grams: Tensor, which: Tensor, level: float) -> Tensor:
     """Which of some matrices Cholesky stops on."""
     if len(which) == len(grams):
         return not_definite(grams, torch.tensor([level], dtype=torch.float64, device="cpu"))
-    return which[not_definite(grams[which], torch.tensor([level], dtype=torch.float64, device="cpu"))] if len(which) else which
+    if not len(which):
+        return which
+    return which[not_definite(grams[which], torch.tensor([level], dtype=torch.float64, device="cpu"))]
 
 
 def not_definite(grams: Tensor, levels: Tensor) -> Tensor:
-    """The matrices on which Cholesky stops; each is turned into t Id - G in place, and back again. levels: (batch,) or (1,)."""
+    """The matrices on which Cholesky stops; each becomes t Id - G in place, and G again. levels: (batch,) or (1,)."""
     diagonal = grams.diagonal(dim1=1, dim2=2)
     kept = diagonal.clone()
     grams.neg_()

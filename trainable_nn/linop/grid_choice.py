@@ -100,7 +100,7 @@ class _Map:
             self.height[at], self.number[at], self.turned[at] = height, np.arange(len(m)), turned
 
     def beside(self, grid: Grid, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The frequencies of a grid with a high point beside them, at most so many; the point's number; is it the opposite?"""
+        """The frequencies of a grid with a high point beside them, at most so many; its number; is it the opposite?"""
         kept = np.prod(grid[0]) <= REMEMBERED
         corners, shares = (_corners if kept else _corners.__wrapped__)(self.grid[0], grid)
         heights = self.height.ravel()[corners]

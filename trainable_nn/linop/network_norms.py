@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from .layers import CONVOLUTIONS, TRANSPOSED, read_layer
 from .operator_norm import Prepared, equal_bounds, operator_norm_at_most, shape_of_matrix
 
 LINEAR = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
-MOST_WEIGHTS = 2**16  # of a layer that is read to see whether others are like it
+MOST_NUMBERS = 2**14  # of a layer's weight and of its input, if it is read to see whether others are like it
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _prepared(module: nn.Module, shape: tuple[int, ...] | None) -> Prepared | No
     if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) or shape is None:
         return None
     try:
-        if module.weight.numel() <= MOST_WEIGHTS:
+        if max(module.weight.numel(), math.prod(shape)) <= MOST_NUMBERS:
             return Prepared.of(read_layer(module, shape))
     except (UnboundedError, ValueError, TypeError, AttributeError):
         pass  # the row of this layer says why

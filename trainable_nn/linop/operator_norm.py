@@ -29,13 +29,15 @@ from .dense_norm import FEW_ROWS, dense_flops, dense_norms_at_most, sides
 from .grid_choice import choose_grid
 from .layers import Convolution, read_layer, read_weight, sizes_of
 from .norm import U, _scaled, matrix_norm_at_most
-from .symbol import Grid, Symbol, frequencies, symbol_of
+from .symbol import Symbol, frequencies, symbol_of
 from .symbol_gram import gram_of, grid_maximum
 
 MOST_FREQUENCIES = 2**20  # of a fixed grid
-CHEAP, DEAR = 2e7, 2e9  # multiplications of a grid; a cheap one is tried with a place more, one below DEAR if few points are high
+CHEAP, DEAR = 2e7, 2e9  # multiplications of a grid; one with a place more is tried too where it is cheap, or where few
+# points are high and it is not dear
 LONGEST = 2**12  # pixels of an axis of a small image
 MOST_DENSE = (2.5e9, 4e9)  # flops by the matrix itself: where no pixel is copied, and where one is
+POWER_STEPS = 3  # before im2col's bound is proved
 ROUGH = 3e-3  # relative error of an estimate, or so
 COS_ERROR = 2.0**-45  # of 1 / cos, for angles of at most pi / 4
 
@@ -53,9 +55,10 @@ def operator_norm_at_most(conv, input_shape: Sequence[int] | None, *, rtol: floa
         is for the circle, whose excess falls as 1 / n^2 whatever rtol is. Measured with the default on a ResNet-18, random
         weights: 0.4 % at n = 16 and less above, 2 % at 8, 10 % at 4; under a rank-one spike 0.3 %, 2 % and 3 %.
         Padding by pixels costs more: at most the root of the copies of one pixel on each axis. A matrix with a smaller side
-        of up to 700 or so, up to 1,100 where pixels are copied, is bounded within rtol / 40 whatever the geometry.
+        of 1,000 or less, 1,200 where pixels are copied, is bounded within rtol / 40 whatever the geometry.
     Cost:
-        For n x n outputs, c channels on the smaller side and C on the other: 2 c^2 C k^4 + n^2 c^3 flops, or so.
+        For n x n outputs, c channels on the smaller side and C on the other: 2 c^2 C k^4 + n^2 c^3 flops, or so, or
+        2 n^2 c^2 C where that is less and n small. A small matrix of sides s and t: s^2 (s + t), at most 4e9.
     Raises:
         ValueError: the weight is on the meta device, empty, NaN or infinite, or input_shape gives no output.
         TypeError: the weight holds no real floats; UnboundedError: the layer is none of these.
@@ -154,8 +157,7 @@ class Prepared:
             taps = np.ravel_multi_index(np.ix_(*self.used), layer.kernel.shape[3:]).ravel()
         groups, rows, *_ = self.kernel.shape
         matrices, overlap = self.kernel.reshape(groups, rows, -1), _up(math.sqrt(self.uses))
-        largest = float(torch.linalg.vector_norm(matrices.flatten(1), dim=1).max()) if self.kernel.numel() else 0.0
-        if largest / math.sqrt(min(matrices.shape[1:]) or 1) * overlap < bound:  # at most im2col's bound
+        if bound == math.inf or (bound > 0 and _stretch(matrices) * overlap < bound):
             norms = [matrix_norm_at_most(matrix, rtol=narrow) for matrix in matrices]
             norm, at = max(norms), norms.index(max(norms))
             norm = norm if self.uses == 1 else _up(norm * overlap)
@@ -254,6 +256,15 @@ def _multiplications(symbol: Symbol, sizes: Sequence[int]) -> float:
     """Of factors on a grid, and of sums for its matrices, at 25 lags."""
     c = symbol.channels
     return symbol.groups * math.prod(sizes) / 2 * (100 * c**2 + 4 * c**3)
+
+
+def _stretch(matrices: Tensor) -> float:
+    """A ratio ||A^T x|| / ||x|| that is near the largest norm of the matrices, for the three steps that it takes, and below it."""
+    x = matrices.sum(2, keepdim=True) + matrices[:, :, :1]
+    for _ in range(POWER_STEPS):
+        x = matrices @ (matrices.mT @ x)
+        x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(2.0**-500)
+    return float(torch.linalg.vector_norm(matrices.mT @ x, dim=1).max())
 
 
 def _up(x: float) -> float:

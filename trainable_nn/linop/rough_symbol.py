@@ -52,8 +52,16 @@ class RoughSymbol:
 class Lanczos:
     """Lanczos' algorithm for M M^* at many frequencies, without reorthogonalisation; columns may leave."""
 
-    def __init__(self, rough: RoughSymbol, angles: Tensor, *, start: Tensor | None = None, keep_basis: bool = False, without: Tensor | None = None) -> None:
-        """angles: (columns, taps), <w, b_j>. start: (groups, c, columns). without: (c, 1), to which all vectors stay orthogonal."""
+    def __init__(
+        self,
+        rough: RoughSymbol,
+        angles: Tensor,
+        *,
+        start: Tensor | None = None,
+        keep_basis: bool = False,
+        without: Tensor | None = None,
+    ) -> None:
+        """angles: (columns, taps), <w, b_j>. start: (groups, c, columns). without: (c, 1), a unit vector that is left out."""
         groups, c, _ = rough.back.shape
         self.rough, self.basis, self.without = rough, [] if keep_basis else None, without
         phase = angles[:, rough.order].T.to(torch.float32)

@@ -14,8 +14,10 @@ Rounding, for a kernel of Frobenius norm F with n numbers to each sum and L lags
     the sum over l errs by gamma_{L + 3} more, of at most ||R_l + R_l^T||_F + ||R_l - R_l^T||_F <= 4 F^2 each.
 Together the Frobenius norm of the error of G(w) is at most (L + 1) F^2 (2 gamma_n + 5 (gamma_{L + 3} + TABLE)).
 For T taps in P phases of width W, directly:
-    A and B err entry by entry by d sum_j |K_j|, d = gamma_T + 2 TABLE, so both together in the Frobenius norm by sqrt(2 T) d F,
-    at a Frobenius norm of at most sqrt(T) F; the products of the computed ones by gamma_{n + 4} ||A||_F^2 and so on, n = 2 P W,
+    A and B err entry by entry by d sum_j |K_j|, d = gamma_T + 2 TABLE, so (A, B) by sqrt(2 T) d F in the Frobenius norm,
+    which is at most sqrt(T) F; that counts 2 sqrt(2) T d F^2 in G, and less than 4 T d F^2 with its square;
+    the sums of n = 2 P W products, two of them in each part, and their differences by 2 gamma_{n + 4} ||(A, B)||_F^2,
+    and by half of that more if only one triangle is read,
 together by at most T F^2 (1 + 4 d)^2 (3 gamma_{n + 4} + 4 d).
 """
 
@@ -57,7 +59,7 @@ class Gram:
         return self.symbol.channels
 
     def chunks(self, grid: Grid):
-        """The frequencies' numerators and G there, for some at a time: (groups * frequencies, c, c), one group after another."""
+        """The frequencies' numerators and G there, for some at a time: (groups * frequencies, c, c), group after group."""
         numerators, entries = frequencies(*grid), self.symbol.groups * self.channels**2
         step = min(len(numerators), max(1, CHUNK // entries))
         parts = [None] * 2 if self.even is None else torch.empty(2, step, entries, dtype=torch.float64, device="cpu")
@@ -71,7 +73,8 @@ class Gram:
             return self._directly(grid, numerators)
         angle, (groups, _, entries) = angles(numerators, self.lags, grid[0]), self.even.shape
         waves = torch.cos(angle), torch.sin(angle)
-        real, imaginary = (part.flatten()[: groups * len(angle) * entries].view(groups, len(angle), entries) for part in parts)
+        shape = groups, len(angle), entries
+        real, imaginary = (part.flatten()[: math.prod(shape)].view(shape) for part in parts)
         torch.matmul(waves[0], self.even, out=real)
         torch.matmul(waves[1], self.odd, out=imaginary)
         return torch.complex(real, imaginary).reshape(-1, self.channels, self.channels)
@@ -112,8 +115,8 @@ def gram_of(symbol: Symbol, count: int) -> Gram:
     directly = count * (2 * c * c * width * len(phases) + 2 * taps * c * width)
     if directly < by_lags and c * width > SMALL:
         n, d = 2 * width * len(phases), _gamma(taps) + 2 * TABLE
-        error = taps * squared * (1 + 4 * d) ** 2 * (3 * _gamma(n + 4) + 4 * d) * (1 + 64 * U) + LOST * n * c * c * (taps + 1)
-        return Gram(symbol, error, lags)
+        error = taps * squared * (1 + 4 * d) ** 2 * (3 * _gamma(n + 4) + 4 * d) * (1 + 64 * U)
+        return Gram(symbol, error + LOST * n * c * c * (taps + 1), lags)
     even, odd = (torch.empty(symbol.groups, len(lags), c, c, dtype=torch.float64, device="cpu") for _ in (0, 1))
     for number, (i, j) in enumerate(pairs):
         r = _correlation(symbol.taps, i, j)
@@ -145,7 +148,9 @@ def _gamma(n: int) -> float:
 
 
 @lru_cache(64)  # layers often have the same taps
-def _pairs(taps: tuple[tuple[int, ...], ...], strides: tuple[int, ...]) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+def _pairs(
+    taps: tuple[tuple[int, ...], ...], strides: tuple[int, ...]
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """The lags, zero first and of each opposite pair one; and for each lag the taps (i, j) that are so far apart."""
     positions = np.array(taps).reshape(len(taps), -1)
     difference = positions[:, None] - positions[None, :]

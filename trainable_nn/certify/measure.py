@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..linop import ntk
+from ..linop.data_spectrum import least_eigenvalue_at_least
 from ..theory.rounding import ROUNDOFF, down, up
 from ..theory.samples import SVD_CONSTANT
 from .entries import KINKS, Entries, entries_of
@@ -27,6 +28,7 @@ BUDGET = 2**30  # bytes of the matrices that may exist at once
 WORK_PER_BYTE = 300  # multiplications allowed for each byte of the budget: some 20 seconds on one core
 WORK_OF_NTK = 8  # times as much: the layerwise kernel needs far fewer products than M^2 p
 KERNEL_SHARE = 4
+MATRICES = 5  # of the kernel's size that its eigenvalues and their proofs hold at once
 CHUNK_BYTES = 2**26
 DENSE_ENTRIES = 2**24  # of a Jacobian; a larger one is not formed where the kernel has a rule
 MOST_SVD = 2e10  # rows^2 columns up to which a small singular value is looked for again, by the values themselves
@@ -67,7 +69,7 @@ def jacobian_extremes(
         return Extremes(0.0, None, f"{total} parameters cannot move {outputs} outputs", total)
     chosen = _affordable(problem, layers, budget)
     work = _kernel_work(problem, layers)
-    if len(chosen) < len(parameters) and 24 * outputs**2 <= budget and work <= WORK_OF_NTK * WORK_PER_BYTE * budget:
+    if len(chosen) < len(parameters) and 8 * MATRICES * outputs**2 <= budget and work <= WORK_OF_NTK * WORK_PER_BYTE * budget:
         gram = _kernel(problem, list(parameters), budget, watch)
         if gram is not None:
             found = extremes_of_gram(gram, total, entries(list(parameters)))
@@ -176,8 +178,8 @@ def extremes_of(jacobian: Tensor) -> tuple[float, float]:
     r"""A lower bound of sigma_min(J) over the output side and an upper bound of sigma_max(J), for J in float64.
 
     From the Gram matrix J J^T: its computed entries err by at most n u \|J\|\|J\|^T, so its eigenvalues by at most
-    n u \|\|J\|\|_F^2, and LAPACK's by 10 m u times its norm. Where that hides the smallest, from the singular values
-    themselves, which LAPACK finds to 10 max(m, n) u \|\|J\|\|_F. The entries of J are taken to carry as much of their own (II.4.1
+    n u \|\|J\|\|_F^2; those of the computed matrix are proved by Cholesky factors (``linop.data_spectrum``). Where that hides the
+    smallest, from the singular values themselves, which LAPACK finds to 10 max(m, n) u \|\|J\|\|_F. The entries of J are taken to carry as much of their own (II.4.1
     item 7); what is proved of them counts in certificates.
     """
     return _extremes_of(jacobian, Entries())[:2]
@@ -191,7 +193,7 @@ def _extremes_of(jacobian: Tensor, entries: Entries) -> tuple[float, float, Entr
         entries = entries.chosen(0.0, frobenius).of_jacobian(rows, columns, frobenius)
         return 0.0, up(frobenius + entries.taken, 4), entries
     gram = jacobian @ jacobian.T
-    smallest, largest = _ends(torch.linalg.eigvalsh(gram), gram, columns * ROUNDOFF * float(gram.trace()) * (1 + 1e-9))
+    smallest, largest = _roots(*_eigenvalues(gram), columns * ROUNDOFF * float(gram.trace()) * (1 + 1e-9))
     if smallest < 1e-6 * largest and rows * rows * columns <= MOST_SVD:  # half of the digits are gone in the Gram matrix
         singular = np.linalg.svd(jacobian.numpy(), compute_uv=False)
         smallest = max(smallest, float(singular[-1]) - SVD_CONSTANT * columns * ROUNDOFF * frobenius)
@@ -201,14 +203,21 @@ def _extremes_of(jacobian: Tensor, entries: Entries) -> tuple[float, float, Entr
 
 def extremes_of_gram(gram: Tensor, columns: int, entries: Entries) -> tuple[float, float, Entries]:
     """As ``_extremes_of`` from J J^T as ``linop.ntk`` computes it, for J with so many columns."""
-    values = torch.linalg.eigvalsh(gram)
-    entries = entries.chosen(*_ends(values, gram, Entries().products(gram, columns)), gram).of_kernel()
-    smallest, largest = _ends(values, gram, entries.products(gram, columns))
+    ends = _eigenvalues(gram)
+    entries = entries.chosen(*_roots(*ends, Entries().products(gram, columns)), gram).of_kernel()
+    smallest, largest = _roots(*ends, entries.products(gram, columns))
     return down(max(smallest - entries.taken, 0.0), 4), up(largest + entries.taken, 4), entries
 
 
-def _ends(values: Tensor, gram: Tensor, products: float) -> tuple[float, float]:
-    """Roots of the extreme eigenvalues of J J^T, less and more the rounding of its products, and LAPACK's."""
-    error = products + SVD_CONSTANT * len(gram) * ROUNDOFF * float(gram.trace()) * (1 + 1e-9)
-    least, most = float(values[0]) - error, float(values[-1]) + error
-    return down(math.sqrt(max(least, 0.0)), 2), up(math.sqrt(most), 2)
+def _eigenvalues(gram: Tensor) -> tuple[float, float]:
+    """Proved bounds of the least eigenvalue from below and of the greatest from above, of the matrix as it is stored."""
+    if not torch.equal(gram, gram.T):  # a product of two operands may round its halves apart; each is a good one
+        gram = gram.tril() + gram.tril(-1).T
+    values = torch.linalg.eigvalsh(gram)  # where to look; nothing rests on it
+    return least_eigenvalue_at_least(gram, float(values[0])), -least_eigenvalue_at_least(-gram, -float(values[-1]))
+
+
+def _roots(least: float, most: float, products: float) -> tuple[float, float]:
+    """Roots of the extreme eigenvalues of J J^T, less and more the rounding of its products."""
+    least, most = least - products, most + products
+    return down(math.sqrt(max(least, 0.0)), 4), up(math.sqrt(max(most, 0.0)), 4)

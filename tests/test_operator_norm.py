@@ -431,6 +431,23 @@ class TestWrongLaws:
         assert truth * (1 - 1e-13) <= level <= truth * 1.003
 
 
+@pytest.mark.parametrize("factor", [0.3, 0.9, 0.999, 1.2])
+def test_a_wrong_estimate_of_a_grids_maximum_breaks_nothing(circles, monkeypatch, factor):
+    """Too low, it costs a second factor; too high, it is what the bound is then."""
+    choose = operator_norm.choose_grid
+    wrong = lambda *arguments: (choice := choose(*arguments)) and replace(choice, estimate=factor * choice.estimate)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        conv = nn.Conv2d(5, 4, 3, 1, 1, bias=False, dtype=F64)
+        if seed % 2:
+            spiked(conv.weight)
+        truth, right = matrix_norm(conv, 5, (6, 5)), operator_norm_at_most(conv, (6, 5))
+        with monkeypatch.context() as patch:
+            patch.setattr(operator_norm, "choose_grid", wrong)
+            bound = operator_norm_at_most(conv, (6, 5))
+        assert truth * ORACLE <= bound <= right * max(1.0, math.sqrt(factor)) * 1.1
+
+
 def test_a_level_below_the_largest_eigenvalue_is_always_raised():
     torch.manual_seed(3)
     for c in (1, 2, 5, 63, 64, 65, 130):

@@ -38,7 +38,7 @@ MOST_VECTORS = 8  # of P
 STANDS_OUT = 0.85  # the second eigenvalue at the peak over the first is less
 BLOCK_STEPS, BLOCK_ERROR = 10, 1e-6  # most steps of Lanczos from P, and relative error of E at which they end
 NEWTON_STEPS = 4
-INVERSE_STEPS = 6  # of inverse iteration for B's smallest eigenvalue
+INVERSE_STEPS = 12  # of inverse iteration for B's smallest eigenvalue
 KEPT = 2**22  # complex numbers of G: 64 MiB; beyond it G is made twice
 
 
@@ -167,8 +167,8 @@ class _Box:
         return len(self.lags) * 3 * largest * (terms * U / (1 - terms * U) + 2 * TABLE) * (1 + 2.0**-20)
 
     def smallest(self, e: Tensor) -> tuple[float, Tensor]:
-        """About the smallest eigenvalue of B and its vector, by inverse iteration."""
-        matrix = self.matrix(e)
+        """About the smallest eigenvalue of B and its vector, by inverse iteration in float32."""
+        matrix = self.matrix(e).float()
         matrix = (matrix + matrix.T) / 2
         size = float(matrix.diagonal().mean().abs())
         for shift in (1e-3, 1e-2, 1e-1, 1.0, 10.0):
@@ -181,7 +181,7 @@ class _Box:
         for _ in range(INVERSE_STEPS):
             v = torch.cholesky_solve(v, factor)
             v = v / torch.linalg.vector_norm(v)
-        return float(v.T @ matrix @ v), v[:, 0]
+        return float(v.T @ matrix @ v), v[:, 0].double()
 
     def quadratic(self, e: Tensor, vector: Tensor) -> float:
         return float(vector @ self.matrix(e) @ vector)
@@ -206,7 +206,7 @@ def _proved(gram: Gram, chunks, p: Tensor, e: Tensor, level: float, where: _Box,
     least = proved + definiteness_error(c) * (proved + r * stretch * largest) + rounded
     below = -where.matrix(e)
     below = (below + below.T) / 2
-    m, _ = raised_level(below[None], 1e-3 * slack * level, slack)
+    m, _ = raised_level(below[None], 1e-2 * slack * level, slack)
     m += definiteness_error(len(below)) * (m + 2 * largest) + where.error(e)
     return (least + m * (1 + 1e-9)) * (1 + 32 * U) if _orthonormal(p) else math.inf
 

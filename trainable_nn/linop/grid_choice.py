@@ -20,6 +20,7 @@ COARSE = 6  # points of the coarse grid for each step between the outermost taps
 NEAR = 0.1  # below its maximum the coarse grid is not high
 FEW = 12  # high points
 SPREADS = (0.03,)  # what the estimates may still differ by, after WARM_STEPS
+SETTLED = 1e-4  # what the last step added to the estimates, relatively, where no more are made
 EQUAL = 128  # channels for which looking at a frequency costs what proving costs, or so
 
 
@@ -79,7 +80,9 @@ def choose_grid(symbol: Symbol, grids: list[Grid], longer: list[Grid]) -> Choice
         tops = np.array([found[owners == n].max() if n in owners else np.inf for n in range(len(grids))])
         high = found >= (1 - spread) * tops[owners]
         kept = np.flatnonzero(high & (tops[owners] <= (1 + 2 * spread) * tops.min()))
-        run, points, owners = run.restrict(kept).run(MORE_STEPS), points[kept], owners[kept]
+        run, points, owners = run.restrict(kept), points[kept], owners[kept]
+        if run.last_gain() > SETTLED:
+            run.run(MORE_STEPS)
     values = run.values()
     found = values.amax(0).numpy()
     best = min(sorted(set(owners.tolist())), key=lambda n: found[owners == n].max())

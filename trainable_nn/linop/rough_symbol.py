@@ -113,6 +113,12 @@ class Lanczos:
         """The top Ritz values (groups, columns)."""
         return torch.linalg.eigvalsh(self.tridiagonals())[..., -1]
 
+    def last_gain(self) -> float:
+        """What the last step added to a top Ritz value, at most, relatively."""
+        t = self.tridiagonals()
+        now, before = (torch.linalg.eigvalsh(x)[..., -1] for x in (t, t[..., :-1, :-1]))
+        return float(((now - before) / now.clamp_min(TINY)).amax())
+
     def tops(self) -> tuple[Tensor, Tensor]:
         """The top Ritz values (groups, columns), and vectors (groups, c, columns) in the basis that was kept."""
         values, vectors = torch.linalg.eigh(self.tridiagonals())

@@ -201,6 +201,13 @@ def test_a_weight_that_passes_through_zero_leaves_bounds_that_are_finite_and_hol
         assert exceeded(model, inputs, radius, tries=10) == set()
 
 
+@pytest.mark.parametrize("name", blocks())
+def test_the_slack_that_is_stated_is_the_block_s_own(name):
+    model, inputs = network_of(name, tight=True)
+    step, own = step_of(model, inputs), slack_of(model)["2"]
+    assert own * (1 - 1e-12) <= step._size(Ball(0.0, 1)).ratio / step.tightness <= own * (1 + 1e-9)
+
+
 # the network's derivatives
 
 

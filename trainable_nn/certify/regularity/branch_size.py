@@ -59,10 +59,13 @@ class Parts:
     def diagonal(self, part: DiagonalPart) -> SizeOnBall:
         unit = MARGIN / part.floor
         name = self._name(part.path) if self.modules[part.path].weight.requires_grad else ""
-        now = (part.weight.detach().double() / part.floor).square().square().square().sum() ** 0.125
+        scales = part.weight.detach().double().abs() / part.floor
+        now = scales.square().square().square().sum() ** 0.125
         moved = float(times(unit, self.ball.radius)) if name else 0.0
         size = self._size(part, ABOVE, now, part.weight.numel(), moved, TINIEST, {name: unit}, {}, bend=7.0)
-        return SizeOnBall(size.least, size.most, MARGIN / ABOVE, size.first, size.second)
+        largest = (float(scales.max()) + moved) * MARGIN  # what is proved, on the ball; at most N everywhere
+        ratio = min(1.0 / ABOVE, largest / size.least) * MARGIN
+        return SizeOnBall(size.least, size.most, ratio, size.first, size.second)
 
     def _size(self, part, factor, now: Tensor, entries: int, moved, tiny, speeds, bends, bend=1.0) -> SizeOnBall:
         """factor (tiny^p + n^p)^(1/p) for a norm n whose argument has these derivatives; ``bend`` / n bounds its second one."""

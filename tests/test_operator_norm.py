@@ -1,7 +1,7 @@
 """The proved operator norm against dense matrices through torch's own layers.
 
 The quick suite draws 1,500 convolutions; ``OPERATOR_NORM_CASES=10000 pytest tests/test_operator_norm.py`` draws
-10,000, in three minutes. Each is bounded for its size and for every size.
+10,000, in seven minutes. Each is bounded for its size, by its matrix and on the circle, and for every size.
 """
 
 import math

@@ -47,7 +47,7 @@ def operator_norms_at_most(
         sample_input: what the model is called with, or a shape with a batch, for which a normal sample is drawn.
     Cost:
         One forward pass, and the layers' bounds. Small convolutions of equal shape and geometry are bounded together, which
-        gives the same numbers up to three times as fast (``dense_norm.FEW_ROWS``).
+        gives the same numbers about twice as fast (``dense_norm.FEW_ROWS``).
     Raises:
         Nothing of the single layers; what the model itself raises. ValueError: rtol is not above 0.
     """

@@ -17,6 +17,7 @@ import oracles
 import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator, svds
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 import trainable_nn as tnn
@@ -799,3 +800,15 @@ def test_the_progress_of_a_network_goes_to_stderr_and_changes_nothing(capsys):
     silent = operator_norms_at_most(model, (1, 1, 9))
     assert operator_norms_at_most(model, torch.zeros(1, 1, 9), progress=True) == silent
     assert capsys.readouterr().out == ""
+
+
+def test_a_proof_keeps_numpys_blas_on_one_thread_and_puts_it_back(monkeypatch):
+    """Its threads spin while they wait, and took twenty times the work of a small product on busy cores."""
+    threads = lambda: [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    seen, choose = [], operator_norm.choose_grid
+    monkeypatch.setattr(operator_norm, "choose_grid", lambda *a, **k: seen.extend(threads()) or choose(*a, **k))
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        operator_norm_at_most(nn.Conv2d(24, 24, 3, padding=1), (16, 16))
+        assert threads() == before
+    assert seen and set(seen) == {1} and 2 in before

@@ -29,6 +29,7 @@ from .dense_norm import FEW_ROWS, dense_flops, dense_norms_at_most, sides
 from .grid_choice import choose_grid
 from .layers import Convolution, read_layer, read_weight, sizes_of
 from .norm import U, _scaled, matrix_norm_at_most
+from .one_thread import one_thread
 from .symbol import Symbol, frequencies, symbol_of
 from .symbol_gram import gram_of, grid_maximum
 
@@ -167,6 +168,7 @@ class Prepared:
         return Attained(bound, group, taps, self.positions, tuple(axis.stride for axis in layer.axes), turns)
 
 
+@one_thread
 def attained_bound(layer: Convolution, slack: float, narrow: float | None = None, boxed: bool = False) -> Attained:
     """The bound for a layer that was read; ``narrow`` is the arithmetic's share, if not slack too.
 
@@ -184,6 +186,7 @@ def attained_bound(layer: Convolution, slack: float, narrow: float | None = None
     return one.attained(bound, group, turns, narrow)
 
 
+@one_thread
 def equal_bounds(layers: Sequence[Prepared], rtol: float) -> list[float]:
     """``operator_norm_at_most`` of layers of one ``shape_of_matrix``, all at once."""
     kernels, first, slack = torch.stack([one.kernel for one in layers]), layers[0], _slack(rtol)

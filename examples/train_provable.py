@@ -141,8 +141,9 @@ def main() -> None:
     parser.add_argument("--shift", type=int, default=0, help="shift images by up to so many pixels")
     parser.add_argument("--strength", type=float, default=0.95)
     parser.add_argument("--leak", type=float, default=0.1)
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak for the provable network")
-    parser.add_argument("--weight-decay", type=float, default=0.05, help="for the provable network")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak of AdamW")
+    parser.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW")
+    parser.add_argument("--swap-optimizers", action="store_true", help="AdamW for the original, SGD for the provable network")
     parser.add_argument("--average", type=float, help="decay of a running mean of the weights, for example 0.998")
     parser.add_argument("--loosen", nargs="+", choices=tuple(LOOSENED), default=[], help="demands to drop from the provable network")
     parser.add_argument("--seed", type=int, default=0)
@@ -153,9 +154,11 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     original = SmallResNet(arguments.width, arguments.blocks)
     changed = provable_network(original, data.train_images[:2], arguments)
-    adamw = torch.optim.AdamW(changed.parameters(), arguments.lr, weight_decay=arguments.weight_decay)
-    sgd = torch.optim.SGD(original.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    pairs = {"original": (original, sgd), "provable": (changed, adamw)}
+    by_adamw, by_sgd = (original, changed) if arguments.swap_optimizers else (changed, original)
+    adamw = torch.optim.AdamW(by_adamw.parameters(), arguments.lr, weight_decay=arguments.weight_decay)
+    sgd = torch.optim.SGD(by_sgd.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    pairs = {"original": (original, by_sgd is original), "provable": (changed, by_sgd is changed)}
+    pairs = {name: (network, sgd if plain else adamw) for name, (network, plain) in pairs.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
     histories = {}
     for name in arguments.networks:

@@ -1,22 +1,27 @@
-"""The rounding of a computed Jacobian's own entries: proved where the network's steps have rules, else assumed and said so."""
+"""The rounding of a computed Jacobian's own entries and of the loss: proved where the steps have rules, else assumed and said so."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import TrainableNNError
+from ..theory.costs import Cost
 from ..theory.rounding import ROUNDOFF, up
 from ..theory.samples import SVD_CONSTANT
 from .certificate import Hypothesis
 from .kernel_error import JacobianError, jacobian_error_at_most
+from .kernel_error.outputs import REFUSALS
 from .layers import path_in, sentence
 from .problem import Problem
 
 PROVED = "the rounding of DF's entries is bounded"
 ASSUMED = "the rounding of DF's entries is as assumed"
+LOSS_PROVED = "the rounding of outputs and loss is bounded"
+LOSS_ASSUMED = "the rounding of outputs and loss is as assumed"
+NO_ROUNDING = "the Cost states no rounding of its value. State it: Cost(..., rounding=...)."
 KINKS = "a network with kinks reaches no grade that needs the proof."
 MOST_OF_SMALLEST = 0.5  # of the smallest singular value that a proof may take away; a worse one is not used
 NEGLIGIBLE = 1e-9  # of the largest
@@ -81,5 +86,29 @@ def entries_of(problem: Problem, names: list[str], known: dict | None) -> Entrie
     """What is proved of the Jacobian in these parameters; ``known`` keeps norms of weights for the bounds that follow."""
     try:
         return Entries(jacobian_error_at_most(problem.model, problem.inputs, names=names, known=known, most=HOPELESS))
-    except (TrainableNNError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+    except REFUSALS as error:
         return Entries(None, sentence(error), path_in(error, problem.model))
+
+
+def loss_row(error: float | None, cost: Cost, refused: Exception | None, model: nn.Module) -> Hypothesis:
+    """A row that says whether the enclosure of the loss is proved; error: of the outputs, None where it is assumed."""
+    reason = _assumed_for(error, cost, refused)
+    if not reason:
+        source = "rounding carried through the network (Higham 2002, chapter 3)"
+        return Hypothesis(LOSS_PROVED, source, "", True, error, None, grade="ball")
+    path = "" if refused is None else path_in(refused, model)
+    return Hypothesis(LOSS_ASSUMED, "II.4.1 item 7", path, True, error, None, "measured", reason, "ball")
+
+
+def loss_note(rows: Iterable[Hypothesis]) -> tuple[str, ...]:
+    """What a reader must know where that row says that the rounding is assumed."""
+    return tuple(
+        f"The rounding of outputs and loss is assumed, not proved: {row.remedy}" for row in rows if row.name == LOSS_ASSUMED
+    )
+
+
+def _assumed_for(error: float | None, cost: Cost, refused: Exception | None) -> str:
+    """Why the rounding of outputs or loss is assumed; "" where it is proved."""
+    if error is None:
+        return "no step was looked at." if refused is None else sentence(refused)
+    return NO_ROUNDING if cost.rounding is None else ""

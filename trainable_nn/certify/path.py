@@ -5,7 +5,8 @@ longer than any ball on which DF keeps its rank. But the path can be followed. L
 that float64 computes, each from the one before by theta - eta grad l. Then
 
 * at each of them the loss is enclosed, rounding included, so that its fall from one to the next is proved by the two
-  numbers, whatever it does in between;
+  numbers, whatever it does in between; the rounding of the outputs is proved on balls of weights (``OutputsAlong``), at the cost
+  of a distance for each step and of a few walks for the whole path, and assumed where a layer has no rule, as the arrival's row says;
 * at theta_T the loss is low enough that a ball closes for this very eta (``theory.pl.descend_with``): from there
   gradient descent with the same step, in exact arithmetic, never leaves the ball and converges to a global minimum.
 
@@ -27,6 +28,8 @@ from ..theory.costs import Cost
 from ..theory.rounding import up
 from .ball import HELD, SHORT, SLACK
 from .certificate import Certificate
+from .entries import LOSS_PROVED, loss_note, loss_row
+from .kernel_error import OutputsAlong
 from .measure import BUDGET, Watch
 from .path_certificate import PathCertificate
 from .problem import Problem, loss_between, problem_of
@@ -124,8 +127,8 @@ def walk(problem: Problem, step: float, most: int, budget: int, watch: Watch, fi
 
     No ball is looked for before the step ``first``.
     """
-    start = _copied(problem)
-    here, losses = _look(problem), [problem.initial_loss]
+    start, along = _copied(problem), OutputsAlong(problem.model, problem.inputs)
+    here, losses = _look(problem, along), [problem.initial_loss]
     length = reach = end = 0.0
     looked, wanted = 0, math.inf
     arrival, reason, too_long = None, "", False
@@ -153,14 +156,24 @@ def walk(problem: Problem, step: float, most: int, budget: int, watch: Watch, fi
         with torch.no_grad():  # torch.optim.SGD's own arithmetic
             for name, p in problem.parameters.items():
                 p.add_(here.gradient[name], alpha=-step)
-        least, here = here.least, _look(problem)
+        least, here = here.least, _look(problem, along)
         if not here.most < least:
             reason, too_long = _no_fall(taken + 1, losses[-1], least, here), here.least > losses[-1]
         else:
             losses.append(here.most)
             length, end = up(length + _distance(problem, before)), _distance(problem, start)
             reach = max(reach, end)
+    arrival = _with_the_way(arrival, problem, along)
     return PathCertificate(step, tuple(losses), length, reach, end, arrival, problem.fingerprint, reason, too_long)
+
+
+def _with_the_way(arrival: Certificate | None, problem: Problem, along: OutputsAlong) -> Certificate | None:
+    """The arrival's row on the rounding of the loss speaks of the whole path: assumed where it is so anywhere on it."""
+    if arrival is None or along.refused is None or all(row.name != LOSS_PROVED for row in arrival.hypotheses):
+        return arrival
+    row = loss_row(None, problem.cost, along.refused, problem.model)
+    rows = tuple(row if r.name == LOSS_PROVED else r for r in arrival.hypotheses)
+    return replace(arrival, hypotheses=rows, notes=(*arrival.notes, *loss_note([row])))
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,7 @@ class Look:
     gradient: dict[str, Tensor]
 
 
-def _look(problem: Problem) -> Look:
+def _look(problem: Problem, along: OutputsAlong) -> Look:
     parameters = problem.parameters
     with torch.enable_grad():
         outputs = problem.model(problem.inputs)
@@ -182,7 +195,8 @@ def _look(problem: Problem) -> Look:
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     gradient = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found)}
     with torch.no_grad():
-        return Look(*loss_between(WHERE, problem.cost, outputs.detach(), problem.targets), gradient)
+        found = loss_between(WHERE, problem.cost, outputs.detach(), problem.targets, along.at_now())
+        return Look(*found, gradient)
 
 
 def _spent(problem: Problem, taken: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,22 @@ from torch import Tensor, nn
 from ..errors import CertificateError
 from ..modules.residual import hold_scales
 from ..theory.costs import Cost, cost_for
+from ..theory.rounding import down, up
 from .certificate import Fingerprint
 from .held import with_held_weights
+from .kernel_error import outputs_error_at_most
+from .kernel_error.outputs import REFUSALS
 
-ROUNDING = 2.0**-44  # of outputs and loss: 512 times float64's, for the depth and width of the network
+ASSUMED = 2.0**-44  # of the outputs where nothing is proved of their rounding; too little where large values cancel
+SLACK = 1 + 2.0**-20  # more than the rounding of a bound of rounding
 
 
 @dataclass(frozen=True)
 class Problem:
     """``model`` is a copy in float64 on the CPU, ``inputs`` and ``targets`` likewise; ``cost`` is None without targets.
 
-    ``initial_loss`` and ``loss_at_least`` enclose the loss now, rounding in float64 included.
+    ``initial_loss`` and ``loss_at_least`` enclose the loss now, rounding in float64 included: ``outputs_error`` bounds that of the
+    outputs, proved, or None where it is assumed to be 2^-44 of them and ``refused`` says why. ``known`` keeps norms of the weights.
     """
 
     model: nn.Module
@@ -36,6 +41,9 @@ class Problem:
     loss_at_least: float | None
     data_roundoff: float
     fingerprint: Fingerprint
+    outputs_error: float | None = None
+    refused: Exception | None = None
+    known: dict = field(default_factory=dict)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -100,23 +108,40 @@ def problem_of(
         raise ValueError(f"{where}: the model's outputs are not finite on these inputs. Mend weights or inputs first.")
     y = None if targets is None else targets.detach().to("cpu", torch.float64 if targets.is_floating_point() else None)
     cost = None if y is None else cost_for(loss, outputs, y)
-    least, most = (None, None) if cost is None else loss_between(where, cost, outputs, y)
+    known: dict = {}
+    error, refused = (None, None) if cost is None else _outputs_error(twin, x, known)
+    least, most = (None, None) if cost is None else loss_between(where, cost, outputs, y, error)
     name = loss if isinstance(loss, str) else loss.name
     roundoff = torch.finfo(inputs.dtype).eps / 2
-    return Problem(twin, x, y, cost, name, outputs, most, least, roundoff, fingerprint)
+    return Problem(twin, x, y, cost, name, outputs, most, least, roundoff, fingerprint, error, refused, known)
 
 
-def loss_between(where: str, cost: Cost, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
-    """The loss, less and more what float64 can have lost: 2^-44 of it, and of the outputs by their own rounding."""
+def _outputs_error(model: nn.Module, inputs: Tensor, known: dict) -> tuple[float | None, Exception | None]:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return outputs_error_at_most(model, inputs, known=known), None
+    except REFUSALS as error:
+        return None, error
+
+
+def loss_between(
+    where: str, cost: Cost, outputs: Tensor, targets: Tensor, error: float | None = None
+) -> tuple[float, float]:
+    """The loss, less and more what float64 can have lost: in its formula, and in the outputs, which are off by ``error``.
+
+    The cost is convex and smooth: |gamma(z + d) - gamma(z)| <= ||grad gamma(z)|| |d| + (smoothness / 2) |d|^2.
+    error: None for 2^-44 of the outputs, which is no proof.
+    """
     value = float(cost.value(outputs, targets))
     if not math.isfinite(value):
         raise ValueError(f"{where}: the loss is {value}. Mend targets or weights first.")
     if value < cost.infimum - 1e-9 * abs(cost.infimum):
         raise ValueError(f"{where}: the loss is {value}, below the stated infimum {cost.infimum}. Check the Cost.")
-    moved = float(outputs.norm()) * ROUNDING
-    slack = cost.gradient_at_most(max(value - cost.infimum, 0.0)) * moved + cost.smoothness * moved**2
-    slack += abs(value) * ROUNDING
-    return max(value - slack, cost.infimum), value + slack
+    moved = float(outputs.norm()) * ASSUMED if error is None else error
+    own = cost.rounding_at_most(outputs, targets, value)
+    slack = cost.gradient_at_most(max(value - cost.infimum, 0.0) + own) * moved + 0.5 * cost.smoothness * moved**2 + own
+    slack *= SLACK
+    return max(down(value - slack, 2) if value > slack else value - slack, cost.infimum), up(value + slack, 2)
 
 
 def _check_data(where: str, inputs: Tensor, targets: Tensor | None) -> None:

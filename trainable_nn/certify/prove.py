@@ -14,6 +14,7 @@ from ..theory.rounding import down
 from .ball import BOUNDED_DERIVATIVES, ball_rows, descent_on_ball
 from .batch import covariance_rows
 from .certificate import GRADES, Certificate, Hypothesis
+from .entries import loss_note, loss_row
 from .held import weights_held, with_held_weights
 from .layers import layers_of
 from .measure import BUDGET, Extremes, Watch, jacobian_extremes
@@ -43,8 +44,8 @@ def certify(
     path; "none". Every hypothesis is a row, with what to do where it fails. The model is copied to float64 on the
     CPU and left as it is; it counts in its present mode, with the parameters that require gradients.
 
-    The rounding of the entries of DF is proved where the network's steps have rules (``kernel_error_at_most``); elsewhere it is
-    assumed, and a row of kind "measured" and a note say so.
+    The rounding of the entries of DF, of the outputs and of the loss is proved where the network's steps have rules
+    (``kernel_error_at_most``); elsewhere it is assumed, and a row of kind "measured" and a note say so.
 
     Not covered: mini-batches, momentum, weight decay, changing data, rounding of the training itself.
 
@@ -82,7 +83,7 @@ def prove(
     seen = see(problem.model, problem.inputs)
     blame = complaints(seen, problem.model)
     rows = [*_basic_rows(problem), *_function_rows(problem, blame)]
-    known: dict = {}  # norms of weights, which two walks ask for
+    known = problem.known  # norms of weights, which several walks ask for
     kinked = any(row.name == SMOOTH for row in blame)
     may_hold = all(r.holds for r in rows if r.grade)
     extremes = jacobian_extremes(problem, budget, watch, known, kinked) if may_hold else None
@@ -90,6 +91,8 @@ def prove(
     layers = layers_of(problem)
     everywhere = layers.sigma_at_least(math.inf)
     rows += _rank_rows(problem, extremes, everywhere)
+    if problem.cost is not None:
+        rows.append(loss_row(problem.outputs_error, problem.cost, problem.refused, problem.model))
     outcome, regular, local = descent_on_ball(problem, extremes, layers, everywhere, kinked, watch, step, known)
     check_by_draw(problem, seen, regular, generator)
     rows += [*covariance_rows(problem, seen), *layers.rows, *_cost_rows(problem, everywhere), *local, *ball_rows(outcome)]
@@ -113,6 +116,7 @@ def _certificate(problem, grade, rows, extremes, everywhere, descent, jacobian_u
     if extremes is not None:
         notes = (f"lambda at the present weights: {extremes.smallest**2:.4g} ({extremes.source}).",)
         notes += extremes.entries.note() if extremes.entries is not None and descent is not None else ()
+    notes += loss_note(rows) if descent is not None else ()
     return Certificate(
         grade=grade,
         hypotheses=tuple(rows),

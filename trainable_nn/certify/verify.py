@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import CertificateError
 from ..theory.costs import Cost
 from .certificate import Certificate, Hypothesis
+from .entries import LOSS_ASSUMED, LOSS_PROVED
 from .measure import Watch
 from .path import walk
 from .path_certificate import PathCertificate
@@ -100,6 +101,11 @@ def _compare_rows(claimed: Certificate, fresh: Certificate) -> None:
     there, here = claimed.hypotheses, fresh.hypotheses
     for row in here:
         if not any(_key(row) == _key(other) for other in there):
+            if row.name in (LOSS_PROVED, LOSS_ASSUMED) and not any(r.name in (LOSS_PROVED, LOSS_ASSUMED) for r in there):
+                raise CertificateError(
+                    f"verify: row {_named(row)} is missing from the certificate: it was made (by {claimed.package or 'no release'}) "
+                    f"when the loss was enclosed by an assumption, which fails where large values cancel. Certify again."
+                )
             raise CertificateError(f"verify: row {_named(row)} is missing from the certificate. Certify again.")
     for row in there:
         if not any(_key(row) == _key(other) for other in here):

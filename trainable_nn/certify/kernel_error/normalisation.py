@@ -27,7 +27,16 @@ class FixedNormalisationRounding(Rounding):
         scale = (step.gamma * step.scale).abs()
         terms = _sizes(step, x) * _shaped(scale, x) + _shaped(step.beta.abs(), x)
         slope = self.slope(step, 0)
-        return (slope * x.error + ROUNDINGS * U * (norms(terms, len(x.error)) + 2 * slope * x.error)) * UP + LOST
+        return (slope * x.error + ROUNDINGS * U * (norms(terms, len(x.error)) + slope * x.apart)) * UP + LOST
+
+    def on_ball(self, step: FixedNormalisation, inputs: Sequence[Value], radius: float) -> tuple[np.ndarray, np.ndarray]:
+        (x,) = inputs
+        turned, shifted = (radius if trains else 0.0 for trains in step.trains)
+        steepest, root = float(step.scale.abs().max()) * UP, math.sqrt(x.entries // len(step.gamma)) * UP
+        longest = norms(_sizes(step, x) * _shaped(step.scale.abs(), x), len(x.error)) + steepest * x.apart
+        further = turned * longest + shifted * root  # of the output, where gamma and beta move
+        error = self.forward(step, inputs) + turned * steepest * x.error + ROUNDINGS * U * further
+        return error * UP, (self.slope(step, 0) * x.moved + further) * UP
 
     def backward(self, step: FixedNormalisation, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         return [self.slope(step, 0) * (y.error + ROUNDINGS * U * y.norm) * UP + LOST]

@@ -33,6 +33,16 @@ class Rounding:
         """(samples,), the error of the output."""
         raise NotImplementedError
 
+    def on_ball(self, step, inputs: Sequence[Value], radius: float) -> tuple[np.ndarray, np.ndarray]:
+        """(samples,) twice: ``forward`` for all parameters within this radius of the present ones, and how far the output moves.
+
+        Here for a step without parameters. Its own rounding is of sizes, which hold for all values within ``apart``.
+        """
+        if step.parameters:
+            raise UnboundedError(f"{step.path}: nothing bounds the rounding of {step.kind} where its parameters move.")
+        moved = sum(self.slope(step, position) * x.moved for position, x in enumerate(inputs))
+        return self.forward(step, inputs), moved * UP
+
     def backward(self, step, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         """(samples,) for each input, the error of the gradients in it."""
         raise NotImplementedError
@@ -141,8 +151,7 @@ def _near(step: Kinked, x: Value) -> Tensor:
 
 def reach_of(x: Value) -> Tensor:
     """(samples, 1, ...), how far an entry may be from the one computed here."""
-    reach = 2 * x.error * UP
-    return x.values.new_tensor(reach).reshape(-1, *[1] * (x.values.dim() - 1))
+    return x.values.new_tensor(x.apart).reshape(-1, *[1] * (x.values.dim() - 1))
 
 
 def rule_of(step, rules: dict[type | str, Rounding]) -> Rounding:

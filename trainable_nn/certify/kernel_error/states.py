@@ -1,7 +1,8 @@
 r"""What is known of one step's value and gradients, whichever computation in float64 made them.
 
 ``error`` bounds the Euclidean distance of any computed quantity from the exact one, sample by sample. Two computed ones
-are thus at most twice that apart, and a size that is measured on one of them holds for all with 2 ``error`` added.
+are thus at most twice that apart, and a size that is measured on one of them holds for all with 2 ``error`` added. Where the
+weights may move (``outputs``), ``moved`` bounds how far the exact value goes with them, and all of it holds for all of these weights.
 """
 
 from dataclasses import dataclass
@@ -26,16 +27,23 @@ def gamma(terms: float) -> float:
 class Value:
     """A step's output, as computed here, (batch, ...), and how far a computed one is from the exact, (samples,).
 
-    samples: the batch; or 1, where a step mixes them and all of the batch is one vector.
+    samples: the batch; or 1, where a step mixes them and all of the batch is one vector. moved: (samples,), how far the exact one
+    may be from that of the weights here, 0 where those are the only ones.
     """
 
     values: Tensor
     error: np.ndarray
+    moved: np.ndarray | float = 0.0
+
+    @property
+    def apart(self) -> np.ndarray:
+        """(samples,), how far any exact or computed one is from ``values`` at most."""
+        return (2 * self.error + self.moved) * UP
 
     @cached_property
     def norm(self) -> np.ndarray:
         """At least that of the exact output and of every computed one."""
-        return norms(self.values, len(self.error)) + 2 * self.error * UP
+        return norms(self.values, len(self.error)) + self.apart
 
     @property
     def entries(self) -> int:

@@ -50,6 +50,15 @@ class StatisticsRounding(Rounding):
         own = self._gamma(step) * self._own(step, x) + 32 * U * shift
         return (self._gamma(step) * J * x.error + own) * UP + LOST
 
+    def on_ball(self, step: Step, inputs: Sequence[Value], radius: float) -> tuple[np.ndarray, np.ndarray]:
+        (x,) = inputs
+        turned, shifted = (radius if trains else 0.0 for trains in step.trains)
+        root = math.sqrt(self._uses(step, x)) * UP
+        J, _ = self._steepness(step, x)
+        steeper = turned * (J * x.error + self._own(step, x)) + 32 * U * shifted * root
+        moved = (self._gamma(step) + turned) * J * x.moved + turned * math.sqrt(x.entries) + shifted * root
+        return (self.forward(step, inputs) + steeper) * UP, moved * UP
+
     def backward(self, step: Step, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         (x,) = inputs
         J, curvature = self._steepness(step, x)
@@ -77,7 +86,7 @@ class StatisticsRounding(Rounding):
         """Entries of a group, groups of a sample; at least q and at most m of each (batch or 1, groups), for every computed x."""
         groups = self._grouped(step, x.values)
         n = groups.shape[2]
-        moved = x.values.new_tensor(2 * x.error * UP / math.sqrt(n)).reshape(-1, 1)
+        moved = x.values.new_tensor(x.apart / math.sqrt(n)).reshape(-1, 1)
         square = (groups.square().mean(2).sqrt() * UP + moved).square()
         deviation = (groups.var(2, correction=0).sqrt() - 2.0**-30 * square.sqrt() - moved).clamp(min=0.0)
         m = self._denominator(step, deviation.square() + float(step.module.eps)) / UP
@@ -86,7 +95,7 @@ class StatisticsRounding(Rounding):
     def _steepness(self, step: Step, x: Value) -> tuple[np.ndarray, np.ndarray]:
         """(samples,) sup ||J v|| and sup ||D^2 v||, from each computed input to the exact one."""
         samples = len(x.error)
-        zero, delta = np.zeros(samples), 2 * x.error * UP
+        zero, delta = np.zeros(samples), x.apart
         whole = float(np.sqrt(np.square(delta).sum())) * UP
         state = State(x.values, x.error, delta, zero, whole, zero, zero, zero)
         J, curvature = self._suprema(step, Ball(0.0, samples), state)

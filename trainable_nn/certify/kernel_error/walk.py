@@ -53,18 +53,21 @@ def errors_of(graph: Graph, uses: Iterable[int], samples: int, most: float = mat
         UnboundedError: the error of a value may be more than ``most`` of it; found before the way back.
     """
     uses = sorted(uses)
-    values = _forward(graph, samples)
+    values = values_of(graph, samples)
     if math.isfinite(most):
         _check_growth(graph, values, most)
     sizes = _sizes(graph, uses[0], samples)
     return [(i, part) for i, y in _backward(graph, values, sizes) if i in uses for part in _parts(graph, values, i, y)]
 
 
-def _forward(graph: Graph, samples: int) -> list[Value]:
+def values_of(graph: Graph, samples: int, radius: float = 0.0, rules: dict[type | str, Rounding] | None = None) -> list[Value]:
+    """Each step's value with its error; of all weights within the radius of the present ones."""
+    rules = RULES if rules is None else rules
     values = [Value(graph.nodes[0].value, np.zeros(samples))]
     for node in graph.nodes[1:]:
-        inputs = [values[i] for i in node.inputs]
-        values.append(Value(node.value, rule_of(node.step, RULES).forward(node.step, inputs)))
+        inputs, rule = [values[i] for i in node.inputs], rule_of(node.step, rules)
+        found = (rule.forward(node.step, inputs),) if radius == 0.0 else rule.on_ball(node.step, inputs, radius)
+        values.append(Value(node.value, *found))
     return values
 
 

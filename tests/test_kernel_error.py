@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from kernel_oracle import ACTIVATIONS, distance, exact_jacobian, knows, spectral_distance
+from kernel_oracle import ACTIVATIONS, Network, distance, exact_jacobian, knows, spectral_distance
 from mpmath import mpf
 from regularity_networks import Block, Truth, Twice, network
 from torch import nn
@@ -320,6 +320,73 @@ def test_the_smallest_eigenvalue_is_proved_with_the_entries_error(case):
     assert ends.smallest_at_least <= truth + 1e-15 * size and ends.largest_at_least > 0
     least = found.smallest_at_least(kernel_extremes(kernel).smallest_at_least)
     assert truth - 1e-9 * size <= least <= truth + 1e-15 * size
+
+
+class Following(Network):
+    """With the scale a(theta) of unfrozen blocks, by its formula, for branches of tanh and dense layers."""
+
+    def run(self, m, x):
+        if type(m) is tnn.SpectrallyBoundedResidual and "_frozen" not in vars(m):
+            return x + self.run(m.branch, x) * self._scale(m)
+        return super().run(m, x)
+
+    def _scale(self, m):
+        r = mpf(float(m.tightness)) / mpf(m.bound)
+        for layer in m.branch:
+            if isinstance(layer, nn.Linear):
+                r = r * ((self.weight(layer) ** 2).sum() + mpf(1e-24)) ** (mpf(1) / 2) * mpf(1.1)
+        a = (1 - mpf(2) ** -18) * (1 - mpf(2) ** -52)
+        if r.v <= mpf(1) / 2:
+            return a
+        z = (r - mpf(1) / 2) * mpf(2)
+        return (1 + z * (mpf(1) / 2) - z * (1 + z**3) ** (-mpf(1) / 3) * (mpf(1) / 2)) ** -1 * a
+
+
+def following(layer, scale: float, tight: bool) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    blocks = [
+        modules.SpectrallyBoundedResidual(nn.Sequential(nn.Tanh(), layer(3, 3), nn.Tanh(), layer(3, 3)), bound=0.6, tight=tight)
+        for _ in range(2)
+    ]
+    model = nn.Sequential(nn.Linear(2, 3), *blocks, nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        for block in blocks:
+            for p in block.branch.parameters():
+                p.mul_(scale)
+            block.certify()
+    return modules.residual.hold_scales(model), torch.randn(3, 2, dtype=F64)
+
+
+LAYERS = [nn.Linear, tnn.EntryNormLinear, tnn.WeightNormLinear, tnn.SpectralNormLinear]
+
+
+@pytest.mark.parametrize("tight", [False, True], ids=["one function", "tight"])
+@pytest.mark.parametrize("scale", [0.3, 0.75, 1.5, 40.0])
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
+def test_a_scale_that_follows_its_weights_stays_within_the_bound(layer, scale, tight):
+    model, x = following(layer, scale, tight)
+    exact = Following(model).jacobian(x)
+    found, kernel = tnn.kernel_error_at_most(model, x), ntk(model, x)
+    error, size = distance(jacobian_of(model, x), exact), float(torch.linalg.matrix_norm(kernel, 2))
+    print(f"{layer.__name__} {scale} {tight}: error {error:.2e}, bound {found.jacobian:.2e}, scale {float(model[1].scale.detach()):.3g}")
+    assert error <= found.jacobian <= 1e-10 * size**0.5
+    assert spectral_distance(kernel, exact @ exact.T) <= found.kernel
+
+
+def test_a_following_scale_that_is_off_by_a_little_leaves_the_bound():
+    """The law can fail: 1e-12 in the tightness, which is no weight, moves rows and outputs by more than rounding may."""
+    model, x = following(nn.Linear, 1.5, False)
+    found, exact = jacobian_error_at_most(model, x), Following(model).jacobian(x)
+    with torch.no_grad():
+        for block in model[1:3]:
+            block.tightness = block.tightness.double() * (1 - 1e-11)
+    assert distance(jacobian_of(model, x), exact) > found.jacobian
+
+
+def test_a_following_scale_at_rest_has_rows_of_the_branch_alone():
+    model, x = following(nn.Linear, 0.01, False)
+    assert all(float(block.scale) == 1 - 2.0**-18 for block in model[1:3])
+    assert jacobian_error_at_most(model, x).jacobian < 1e-12
 
 
 def test_some_parameters_alone_have_a_smaller_bound():

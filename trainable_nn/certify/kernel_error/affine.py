@@ -55,7 +55,7 @@ class AffineRounding(Rounding):
     def forward(self, step: Affine, inputs: Sequence[Value]) -> np.ndarray:
         (x,) = inputs
         size = _sizes(step, x)
-        own = gamma(step.free.shape[1] + 4) + _weight_error(step)
+        own = gamma(step.free.shape[1] + 4) + weight_error(step)
         return (self._carried(step, x.error) + own * (size + _far(step, x.apart))) * UP + LOST
 
     def on_ball(self, step: Affine, inputs: Sequence[Value], radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +64,7 @@ class AffineRounding(Rounding):
         ball, g = Ball(radius, len(x.error)), step.growth
         turned = g * step.slope(ball) * radius * UP if step.trains_weight else 0.0
         shifted = math.sqrt(step._positions(ball, x.values)) * radius * UP if step.trains_bias else 0.0
-        own = gamma(step.free.shape[1] + 4) + _weight_error(step)
+        own = gamma(step.free.shape[1] + 4) + weight_error(step)
         size = _sizes(step, x) + _far(step, x.apart) + turned * x.norm + shifted
         error = self._carried(step, x.error) + turned * x.error + own * size
         return error * UP + LOST, (self._carried(step, x.moved) + turned * x.norm + shifted) * UP
@@ -72,7 +72,7 @@ class AffineRounding(Rounding):
     def backward(self, step: Affine, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         (x,) = inputs
         size = norms(_pulled(step, x.values, y.size), len(x.error))
-        own = gamma((len(step.weight) // step.groups + 1) * _uses(step) + 8) + _weight_error(step)
+        own = gamma((len(step.weight) // step.groups + 1) * _uses(step) + 8) + weight_error(step)
         return [(self._carried(step, y.error) + own * (size + _far(step, 2 * y.error))) * UP + LOST]
 
     def parts(self, step: Affine, x: Value, y: Gradients) -> list[Part]:
@@ -106,7 +106,7 @@ def _sizes(step: Affine, x: Value) -> np.ndarray:
     return np.sqrt(squares) * UP
 
 
-def _weight_error(step: Affine) -> float:
+def weight_error(step: Affine) -> float:
     """Of each computed entry of P(w), relatively; twice that between two computations."""
     if isinstance(step.options, IdentityConstants):
         return 0.0

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ...linop import ntk
 from ...theory.rounding import down, up
+from ..regularity.following import FollowingScale
 from ..regularity.network import check_inputs, parameter_names, read_graph
 from ..regularity.rules import RULES
 from .states import UP, Part, gamma
@@ -132,7 +133,8 @@ def jacobian_error_at_most(
     meet = any(node.step.mixes_samples for node in probe.nodes)
     numbers = KEPT * sum(node.value.numel() for node in probe.nodes) / min(2, len(inputs))
     size = len(inputs) if meet else max(1, min(len(inputs), int(MOST_NUMBERS / numbers)))
-    total = _Total(math.inf if meet else PIECE)
+    whole = meet or any(isinstance(node.step, FollowingScale) for node in probe.nodes)  # rows are formed before they meet
+    total = _Total(math.inf if whole else PIECE)
     for piece in inputs.split(size):
         graph = read_graph(model, piece, RULES, known)
         every = parameter_names(model, graph)

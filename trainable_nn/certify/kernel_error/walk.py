@@ -10,11 +10,13 @@ from torch import Tensor
 from ...errors import UnboundedError
 from ..regularity.affine import Affine
 from ..regularity.elementwise import Elementwise
+from ..regularity.following import FollowingScale
 from ..regularity.graph import Graph
 from ..regularity.normalisation import BatchNormalisation, FixedNormalisation
 from ..regularity.sample_norms import SampleNormalisation
 from ..regularity.steps import FixedLinear, Kinked, Sum
 from .affine import AffineRounding
+from .following import FollowingRounding
 from .normalisation import FixedNormalisationRounding
 from .pooling import MaxPoolRounding
 from .rules import ElementwiseRounding, FixedLinearRounding, KinkedRounding, Rounding, SumRounding, rule_of
@@ -31,6 +33,7 @@ RULES: dict[type | str, Rounding] = {
     FixedNormalisation: FixedNormalisationRounding(),
     SampleNormalisation: SampleNormalisationRounding(),
     BatchNormalisation: BatchNormalisationRounding(),
+    FollowingScale: FollowingRounding(),
 }
 
 

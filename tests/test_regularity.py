@@ -151,6 +151,16 @@ def test_a_centre_jacobian_given_is_used_with_its_growth():
         assert truth.largest(truth.first, radius, torch.Generator().manual_seed(1), 5) <= proved.jacobian * ROUNDING
 
 
+def test_a_centre_jacobian_bounds_the_centre_where_nothing_bounds_its_growth():
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double(), torch.randn(5, 3, dtype=F64)
+    loose = network_regularity(model, inputs, radius=0.0)
+    exact = 0.5 * loose.jacobian
+    assert math.isinf(loose.jacobian_lipschitz)
+    assert exact <= network_regularity(model, inputs, radius=0.0, centre_jacobian=exact).jacobian <= exact * (1 + 1e-9)
+    assert network_regularity(model, inputs, radius=1e-3, centre_jacobian=exact).jacobian > exact
+
+
 def test_everywhere_a_plain_layer_has_no_bound_and_a_normalised_one_has():
     inputs = torch.randn(3, 4, dtype=F64)
     plain = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()

@@ -130,7 +130,7 @@ class PreparedNetwork:
         Q = _joined([piece.Q for piece in found])
         lipschitz, jacobian = perron_at_most(Q), norm_at_most(c)
         if centre_jacobian is not None:
-            jacobian = min(jacobian, up(centre_jacobian + (up(radius * lipschitz) if lipschitz else 0.0)))
+            jacobian = min(jacobian, up(centre_jacobian + (up(radius * lipschitz) if radius and lipschitz else 0.0)))
         value = norm_at_most(np.array([piece.value for piece in found]))
         layers = tuple(map(_joined_rows, zip(*(piece.layers for piece in found))))
         return NetworkRegularity(jacobian, lipschitz, value, layers, first.paths, c, Q, float(radius))

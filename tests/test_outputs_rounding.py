@@ -278,6 +278,16 @@ def test_a_certificate_from_before_the_proof_is_refused_with_the_reason():
     tnn.verify(found, *arguments)
 
 
+def test_a_path_from_before_the_proof_is_refused_with_the_reason():
+    net, x, y = path_problem()
+    path = tnn.certify_path(net, x, y)
+    tnn.verify(path, net, x, y)
+    rows = tuple(row for row in path.arrival.hypotheses if row.name != LOSS_PROVED)
+    before = dataclasses.replace(path, arrival=dataclasses.replace(path.arrival, hypotheses=rows))
+    with pytest.raises(CertificateError, match="when the loss was enclosed by an assumption"):
+        tnn.verify(before, net, x, y)
+
+
 def test_without_targets_nothing_is_said_of_a_loss():
     net, x, _ = cancelling()
     assert not any("loss" in row.name for row in tnn.certify(net, x).hypotheses)

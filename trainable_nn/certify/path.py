@@ -127,6 +127,7 @@ def walk(problem: Problem, step: float, most: int, budget: int, watch: Watch, fi
 
     No ball is looked for before the step ``first``.
     """
+    problem.known.clear()  # of weights that move from here on
     start, along = _copied(problem), OutputsAlong(problem.model, problem.inputs)
     here, losses = _look(problem, along), [problem.initial_loss]
     length = reach = end = 0.0

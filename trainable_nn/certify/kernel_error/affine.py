@@ -23,6 +23,7 @@ from .rules import Rounding
 from .schatten import derivative_error
 from .states import LOST, UP, Gradients, Part, U, Value, gamma, norms
 
+LARGE = 2**20  # entries of a weight whose norm takes more than half a second to prove
 BLOCK = 2**22  # entries of a weight whose sizes are formed at a time
 # of P'(w)[m], relative to sup ||P'|| ||m||: an entry's factor is a product; a row's is gain rho (m - n <n, m>), |n| <= 1
 RELATIVE = {
@@ -36,8 +37,8 @@ RELATIVE = {
 class AffineRounding(Rounding):
     """Dense layers and convolutions, by inner products.
 
-    quick: whether a convolution whose norm is not known yet has that of its kernel as a matrix, times the geometry: found in a
-    hundredth of the time, and up to the root of the kernel's size larger.
+    quick: whether a norm that is not known yet is that of a convolution's kernel as a matrix, times the geometry, or the Frobenius
+    norm of a large weight: found in a hundredth of the time, and larger by up to the root of the kernel's size, or of the rank.
     """
 
     def __init__(self, quick: bool = False) -> None:
@@ -115,16 +116,19 @@ def weight_error(step: Affine) -> float:
 
 
 def _matrix_norm(step: Affine) -> float:
-    """At least ||P(w) *||."""
-    if step.is_dense or (step.path, step.shape) in step._norms:
+    """At least ||P(w) *||: what is known, the norm as a matrix, or of a large one the Frobenius norm."""
+    if (step.path, step.shape) in step._norms:
+        return step.norm_now
+    rows, columns = len(step.free) // step.groups, step.free.shape[1]
+    allowed = (1.0 + step.options.norm_allowance(rows, columns, U)) * UP
+    if step.weight.numel() > LARGE:
+        return step.length * step.growth * allowed
+    if step.is_dense:
         return step.norm_now
     key = ("matrix norm", step.path)
     if key not in step._norms:
-        rows, columns = len(step.free) // step.groups, step.free.shape[1]
-        groups = step.weight.reshape(step.groups, rows, columns)
-        now = max(matrix_norm_at_most(group) for group in groups)
-        step._norms[key] = now * (1.0 + step.options.norm_allowance(rows, columns, U)) * UP
-    return step._norms[key] * step.growth * UP
+        step._norms[key] = max(matrix_norm_at_most(group) for group in step.weight.reshape(step.groups, rows, columns))
+    return step._norms[key] * step.growth * allowed
 
 
 def _far(step: Affine, error: np.ndarray) -> np.ndarray:

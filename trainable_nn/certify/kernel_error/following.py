@@ -74,7 +74,7 @@ class FollowingRounding(Rounding):
         least, most, first, _ = step._scale(Ball(radius, len(z.error)))
         if not all(map(math.isfinite, first.values())):
             raise UnboundedError(f"{step.path}: within {radius:.4g} this SpectrallyBoundedResidual may set its scale anew.")
-        moved = max(most - step.now, step.now - least, 0.0) * UP
+        moved = (most - least) * UP
         error = most * (z.error + (self._of(step).relative + 4 * U) * z.norm)
         return error * UP + LOST, (most * z.moved + moved * z.norm) * UP
 

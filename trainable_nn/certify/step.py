@@ -3,10 +3,13 @@ r"""The step of gradient descent for which descent is proved from what is known 
 On the ray theta - h u g, u in [0, 1], the outputs are z(u) = p(u) + rho(u), p a polynomial with computed coefficients
 and \|rho(u)\| <= E u^k. As gamma is convex and smooth,
 
-    gamma(z) <= gamma(p) + \|\|grad gamma(p)\|\| E u^k + (smoothness / 2) (E u^k)^2,
+    gamma(z) <= gamma(p) + <\|grad gamma(p)\|, E> u^k + (smoothness / 2) \|\|E\|\|^2 u^(2 k),
 
 which is evaluated, not estimated, so the step that minimises it is chosen and its loss is known before it is taken.
-Two ways to p and E: Taylor models of the network along the ray (k = 3, or 2 where a layer has no third derivative), and, where a layer has none, DF g with the second
+The inner product is at most \|\|grad gamma(p)\|\| \|\|E\|\|, and that is taken where only the norm of E is known.
+The rounding of z(0) = p(0) and of gamma is proved where the layers have rules (``Problem.outputs_error``); that of p's
+coefficients and of E is assumed, 2^-40 of their sizes. Two ways to p and E: Taylor models of the network along the ray
+(k = 3, or 2 where a layer has no third derivative), and, where a layer has none, DF g with the second
 derivative bounded on the ball that the step can reach, \|rho(u)\| <= v^T Q v u^2 / 2 with v the norms of the
 parameters' moves (k = 2).
 """
@@ -26,8 +29,9 @@ from .ray import Ray
 from .regularity import PreparedNetwork
 
 TRIES = 8  # lengths of the ray; each is one model of it
-GRID = 64
-ROUNDING = 2.0**-40  # of the loss and of the outputs: what float64 can have lost on the way, with a wide margin
+GRID = 32
+GROWTH = 1.5  # of a ray that ends before its best u
+ROUNDING = 2.0**-40  # of p and E: what float64 can have lost in their coefficients, assumed, with a wide margin
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Model:
-    """The outputs along one ray: a polynomial with coefficients for powers of u, and E u^order + slack for rounding."""
+    """The outputs along one ray: a polynomial with coefficients for powers of u, and E u^order + slack for rounding.
+
+    remainder >= ||E||; entries is E, where it is known entry by entry. slack is a norm.
+    """
 
     coefficients: tuple[Tensor, ...]
     remainder: float
     order: int
     slack: float
+    entries: Tensor | None = None
 
 
 def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float | None = None) -> Step:
@@ -72,21 +80,25 @@ def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float |
         return Step(0.0, now, problem.initial_loss, "none", problem.cost.infimum)
     model, way = _modeller(problem, gradient)
     length = guess if guess else _first_guess(problem, gradient, norm)
-    best, tried = (now, 0.0), 0
-    while tried < TRIES:
-        tried += 1
-        u, bound = _least(problem, model(length))
+    bound, size = _search(lambda length: _least(problem, model(length)), length, now)
+    return Step(size, now, bound if size > 0 else problem.initial_loss, way, problem.cost.infimum)
+
+
+def _search(least: Callable[[float], tuple[float, float]], length: float, now: float) -> tuple[float, float]:
+    """The least bound below ``now`` and its step, from rays whose best u is within and not far from their end."""
+    best, reached = (now, 0.0), False
+    for _ in range(TRIES):
+        u, bound = least(length)
         better = bound < best[0]
         if better:
             best = (bound, u * length)
         if u >= 0.9 and better:
-            length *= 2.0
-        elif u < 0.45:
+            length, reached = GROWTH * length, True
+        elif u < 0.45 and not reached:
             length *= max(1.6 * u, 0.05)
         else:
             break
-    bound = best[0] if best[1] > 0 else problem.initial_loss
-    return Step(best[1], now, bound, way, problem.cost.infimum)
+    return best
 
 
 def gradient_of(problem: Problem) -> dict[str, Tensor]:
@@ -106,9 +118,9 @@ def _modeller(problem: Problem, gradient: dict[str, Tensor]) -> tuple[Callable[[
 
     def along(length: float) -> Model:
         outputs = ray.along({name: -length * g for name, g in gradient.items()})
-        slack = ROUNDING * float(outputs.size.norm())
+        slack = (problem.outputs_error or 0.0) + ROUNDING * float(outputs.size.norm())
         coefficients = (outputs.c0, outputs.c1, outputs.c2)[: ray.order]
-        return Model(coefficients, float(outputs.r.norm()) * (1 + ROUNDING), ray.order, slack)
+        return Model(coefficients, float(outputs.r.norm()) * (1 + ROUNDING), ray.order, slack, outputs.r)
 
     return along, "ray"
 
@@ -132,7 +144,7 @@ def _ball_model(problem: Problem, gradient: dict[str, Tensor]) -> Callable[[floa
                 "certified descent: no step is proved for this network, since the slope of one of its layers jumps. Use "
                 "smooth activations (SmoothReLU, Softplus0, GELU1, Tanh) in place of ReLU and max pooling."
             )
-        slack = ROUNDING * float(start.norm() + length * slope.norm())
+        slack = (problem.outputs_error or 0.0) + ROUNDING * float(start.norm() + length * slope.norm())
         return Model((start, -length * slope), bent * (1 + ROUNDING), 2, slack)
 
     return along
@@ -159,6 +171,21 @@ def _loss_at_most(problem: Problem, model: Model, u: float) -> float:
     loss = float(cost.value(outputs, problem.targets))
     if not math.isfinite(loss):
         return math.inf
-    error = model.remainder * u**model.order + model.slack
-    gradient = cost.gradient_at_most(max(loss - cost.infimum, 0.0))
-    return (loss + gradient * error + 0.5 * cost.smoothness * error * error) * (1 + ROUNDING) + ROUNDING * abs(loss)
+    rest = model.remainder * u**model.order
+    own = cost.rounding_at_most(outputs, problem.targets, loss)
+    error, gradient = rest + model.slack, cost.gradient_at_most(max(loss - cost.infimum, 0.0) + own)
+    rise = gradient * rest
+    if model.entries is not None and math.isfinite(rest):
+        rise = min(rise, _along_gradient(problem, model, outputs) * u**model.order + ROUNDING * rise)
+    rise += gradient * model.slack + 0.5 * cost.smoothness * error * error + own
+    bound = (loss + rise) * (1 + ROUNDING) + ROUNDING * abs(loss)
+    return bound if math.isfinite(bound) else math.inf
+
+
+def _along_gradient(problem: Problem, model: Model, outputs: Tensor) -> float:
+    r"""<\|grad gamma\|, E> at these outputs; their rounding moves the gradient by at most smoothness * slack."""
+    with torch.enable_grad():
+        z = outputs.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(problem.cost.value(z, problem.targets), z)
+    paired = float((gradient.abs() * model.entries).sum()) * (1 + ROUNDING)
+    return paired + problem.cost.smoothness * model.slack * model.remainder

@@ -1,14 +1,16 @@
 r"""The network along one ray in its parameters: theta + u d for u in [0, 1], as a Taylor model of its outputs.
 
 A step of gradient descent moves on such a ray, so what the loss does on it is all that a step size depends on. Entry
-by entry and with exact coefficients up to u^2 this is far sharper than a Lipschitz constant of DF on a ball.
+by entry and with exact coefficients up to u^2 this is far sharper than a Lipschitz constant of DF on a ball. What each
+step adds to the remainder is bounded here; how it goes on from there is ``remainder``'s.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,13 @@ from torch import Tensor, nn
 from ...errors import UnboundedError
 from ..regularity.affine import Affine
 from ..regularity.elementwise import Elementwise
+from ..regularity.graph import Node
 from ..regularity.network import graph_of
 from ..regularity.rules import RULES
 from ..regularity.steps import FixedLinear, Input, Step, Sum
+from .jerks import largest_jerk
+from .linear import apply_weight
+from .remainder import Jacobians, Remainders
 from .taylor import Taylor, composed, composed_to_second, constant, product
 from .weights import order_of, weight_along
 
@@ -45,42 +51,51 @@ class Ray:
         Shape:
             direction: a tensor for each parameter that moves, by its name in ``named_parameters``.
         Cost:
-            About a dozen forward passes.
+            About a dozen forward passes, and before the first ray the ``Jacobians`` of a network that is not too large.
         """
         with torch.no_grad():
             models: list[Taylor] = []
+            remainders = Remainders(self.jacobians)
             for node in self.nodes:
                 inputs = [models[i] for i in node.inputs]
-                models.append(self._step(node.step, node.value, inputs, direction))
+                model = self._step(node, inputs, direction)
+                models.append(replace(model, r=remainders.add(node, model.r)))
             return models[-1]
 
-    def _step(self, step: Step, value: Tensor, inputs: list[Taylor], direction: Mapping[str, Tensor]) -> Taylor:
+    @cached_property
+    def jacobians(self) -> Jacobians:
+        return Jacobians(self.nodes)
+
+    def _step(self, node: Node, inputs: list[Taylor], direction: Mapping[str, Tensor]) -> Taylor:
+        """The model, with r what the step adds to the linear image of its inputs' remainders."""
+        step, value = node.step, node.value
         if isinstance(step, Input):
             return constant(value)
         if isinstance(step, Sum):
             terms = [x if s == 1.0 else x.scaled(s) for s, x in zip(step.scales, inputs)]
-            return terms[0] if len(terms) == 1 else terms[0].plus(terms[1])
+            total = terms[0] if len(terms) == 1 else terms[0].plus(terms[1])
+            return replace(total, r=torch.zeros_like(value))
         if isinstance(step, Elementwise):
-            return self._elementwise(step, value, inputs[0])
+            return self._elementwise(step, value, self.nodes[node.inputs[0]].value, inputs[0])
         if isinstance(step, Affine):
             return self._affine(step, inputs[0], direction)
-        return inputs[0].map(*_both(step))
+        return inputs[0].image(step.function)
 
-    def _elementwise(self, step: Elementwise, value: Tensor, x: Taylor) -> Taylor:
-        first, second = step._derivatives(x.c0)
+    def _elementwise(self, step: Elementwise, value: Tensor, centre: Tensor, x: Taylor) -> Taylor:
+        """centre: x.c0 as the step knows it, so that the derivatives are found once."""
+        first, second = step._derivatives(centre)
         if self.order == 3:
-            return composed(x, value, first, second, step.phi.jerk)
+            return composed(x, value, first, second, largest_jerk(step, centre, x.reach), step.phi.slope)
         near = torch.full_like(second, math.inf)
         if step.phi.jerk < math.inf:
             near = second.abs() + step.phi.jerk * x.reach
-        return composed_to_second(x, value, first, near.clamp_max(step.phi.curvature))
+        return composed_to_second(x, value, first, near.clamp_max(step.phi.curvature), step.phi.slope)
 
     def _affine(self, step: Affine, x: Taylor, direction: Mapping[str, Tensor]) -> Taylor:
         free = torch.from_numpy(step.free)
         moved = self._moved(step, "weight", step.trains_weight, direction, free)
         if moved is None:
-            signed = partial(apply_weight, step, step.weight)
-            y = x.map(lambda t: signed(t), partial(apply_weight, step, step.weight.abs()))
+            y = x.image(step.linear)
         else:
             weight = weight_along(
                 step.options, self.model.get_submodule(step.path), step.weight.shape, free, moved, self.order
@@ -99,24 +114,6 @@ class Ray:
         name = f"{step.path}.{which}".lstrip(".")
         d = direction.get(self.first[name]) if trains else None
         return None if d is None else d.detach().to("cpu", torch.float64).reshape(like.shape)
-
-
-def apply_weight(step: Affine, weight: Tensor, x: Tensor) -> Tensor:
-    """The layer's linear map with another weight."""
-    kept = step.weight
-    step.weight = weight
-    try:
-        return step.linear(x)
-    finally:
-        step.weight = kept
-
-
-def _both(step: FixedLinear):
-    """The map and the one with |A| in the place of A; a map without a kernel of its own has no entry below 0."""
-    function = step.function
-    if isinstance(function, partial) and "kernel" in function.keywords:
-        return function, partial(function.func, kernel=function.keywords["kernel"].abs())
-    return function, function
 
 
 def _order(step: Step) -> int:

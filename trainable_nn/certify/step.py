@@ -70,7 +70,7 @@ def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float |
     Shape:
         gradient: a tensor for each trained parameter, by name; any direction will do, the proof is of that one.
     Cost:
-        At most TRIES models of the ray: a dozen forward passes each, or one ball of ``PreparedNetwork``.
+        At most TRIES + 1 models of the ray: a dozen forward passes each, or one ball of ``PreparedNetwork``.
     Raises:
         CertificateError: some layer has neither a Taylor rule nor bounds of its derivatives.
     """
@@ -80,7 +80,12 @@ def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float |
         return Step(0.0, now, problem.initial_loss, "none", problem.cost.infimum)
     model, way = _modeller(problem, gradient)
     length = guess if guess else _first_guess(problem, gradient, norm)
-    bound, size = _search(lambda length: _least(problem, model(length)), length, now)
+    least = lambda length: _least(problem, model(length))
+    bound, size = _search(least, length, now)
+    if not guess and size > 0.0:  # the first steps are the shortest, and later searches start from here
+        longer = math.sqrt(GROWTH) * size
+        u, further = least(longer)
+        bound, size = min((bound, size), (further, u * longer))
     return Step(size, now, bound if size > 0 else problem.initial_loss, way, problem.cost.infimum)
 
 

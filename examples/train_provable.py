@@ -59,7 +59,7 @@ def provable_network(original: SmallResNet, sample: Tensor, arguments: argparse.
     """The original in provable form, less the demands that are loosened."""
     loosen = arguments.loosen
     norm = "floored" if "norm" in loosen else "none"
-    recipe = provable(strength=arguments.strength, leak=arguments.leak, norm=norm)
+    recipe = provable(strength=arguments.strength, leak=arguments.leak, norm=norm, eps=arguments.eps, power=arguments.power)
     network = tnn.convert_model(original, recipe, sample_input=sample)
     print(network.conversion_report)
     for name in loosen:
@@ -141,6 +141,8 @@ def main() -> None:
     parser.add_argument("--shift", type=int, default=0, help="shift images by up to so many pixels")
     parser.add_argument("--strength", type=float, default=0.95)
     parser.add_argument("--leak", type=float, default=0.1)
+    parser.add_argument("--eps", type=float, default=1.0, help="of the branches' normalisation; smaller holds them at their bound")
+    parser.add_argument("--power", type=int, default=16, help="of the branches' normalisation; larger is tighter")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak of AdamW")
     parser.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW")
     parser.add_argument("--swap-optimizers", action="store_true", help="AdamW for the original, SGD for the provable network")

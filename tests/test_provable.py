@@ -232,11 +232,27 @@ def test_the_readout_refuses_more_outputs_than_inputs_and_another_shape():
 @pytest.mark.parametrize(
     "option, value",
     [("leak", -0.1), ("leak", math.nan), ("strength", 1.0), ("strength", 0.0), ("activation", "relu"), ("norm", "batch"),
-     ("weights", "entry"), ("input_shape", (3, 8)), ("bias", None), ("name", "paper")],
+     ("weights", "entry"), ("eps", 0.0), ("eps", math.nan), ("power", 3), ("power", 2.0), ("input_shape", (3, 8)), ("bias", None), ("name", "paper")],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(ConversionError):
         ProvableRecipe(**{option: value})
+
+
+@pytest.mark.parametrize("weights, layers", [("spectral", tnn.SpectralNormConv2d), ("weight", tnn.WeightNormConv2d)])
+def test_the_constants_of_the_branches_are_the_recipes(weights, layers, tmp_path):
+    plain, x = PreActResNet18(2, 1, 5), sample().float()
+    recipe = provable(weights=weights, eps=0.01, power=64)
+    network = tnn.convert_model(plain, recipe, sample_input=x)
+    found = [m for m in network.modules() if isinstance(m, (layers, tnn.SpectralNormLinear, tnn.WeightNormLinear))]
+    assert len(found) == 17 and {m.eps for m in found} == {0.01} and network.first.affine.eps == 1.0
+    if weights == "spectral":
+        assert {m.power for m in found} == {64}
+        usual = tnn.convert_model(plain, provable(eps=0.01), sample_input=x)
+        tighter = [a.operator_norm_bound((2, 8, 8)) for a in (network.layer1[0].branch.conv1, usual.layer1[0].branch.conv1)]
+        assert tighter[0] > 1.02 * tighter[1]  # nearer to its gain
+    tnn.save(network, tmp_path / "network.safetensors")
+    assert torch.equal(tnn.load(tmp_path / "network.safetensors", plain)(x), network(x))
 
 
 def refused(model, recipe="provable", match="", **options):

@@ -14,6 +14,7 @@ from ..modules.lipschitz import output_shape
 from .chain import Link
 from .layers import Layer
 from .provable import Design, Shape, branch_layers, goes, survives
+from .recipes import ProvableRecipe
 
 SMOOTH: dict[str, Callable[[], nn.Module]] = {
     "gelu": modules.GELU1,
@@ -61,9 +62,10 @@ def _head(made: Design) -> modules.ContractiveResidual:
     shape, count = made.shapes[-1].after, made.chain.outputs
     factory = {"dtype": made.dtype, "device": made.device}
     inputs = shape[0] * shape[1] * shape[2]
+    factory |= _normalisation(made.recipe)
     linear = _contraction(lambda gain: LINEARS[made.recipe.weights](inputs, count, made.recipe.bias, gain=gain, **factory), None)
     branch = nn.Sequential(OrderedDict(flatten=nn.Flatten(), linear=linear))
-    readout = modules.OrthogonalReadout(shape, count, **factory)
+    readout = modules.OrthogonalReadout(shape, count, dtype=made.dtype, device=made.device)
     return modules.ContractiveResidual(branch, readout, strength=made.recipe.strength, input_shape=shape)
 
 
@@ -131,6 +133,7 @@ def _convolution(layer: Layer, link: Link, shape: Shape, sizes: tuple[int, ...],
     options = {
         "stride": old.stride, "padding": old.padding, "dilation": old.dilation, "groups": old.groups,
         "padding_mode": old.padding_mode, "bias": made.recipe.bias, "dtype": made.dtype, "device": made.device,
+        **_normalisation(made.recipe),
     }  # fmt: skip
     kind = CONVOLUTIONS[made.recipe.weights]
     new = _contraction(lambda gain: kind(sizes[0], old.out_channels, old.kernel_size, gain=gain, **options), sizes)
@@ -138,6 +141,11 @@ def _convolution(layer: Layer, link: Link, shape: Shape, sizes: tuple[int, ...],
         with torch.no_grad():
             new.weight.copy_(old.weight)
     return new
+
+
+def _normalisation(recipe: ProvableRecipe) -> dict[str, float]:
+    """Constants of the normalised layers in a branch."""
+    return {"eps": recipe.eps} | ({"power": recipe.power} if recipe.weights == "spectral" else {})
 
 
 def _contraction(make: Callable[[float], nn.Module], sizes: tuple[int, ...] | None) -> nn.Module:

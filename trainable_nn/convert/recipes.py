@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from ..errors import ConversionError
+from ..functional.normalise import EPS_RANGE
+from ..functional.schatten import check_power
 
 SKIPS = ("conv", "paper", "orthogonal")
 ACTIVATIONS = ("gelu", "silu", "tanh", "softplus", "smooth_relu", "keep")
@@ -67,7 +69,9 @@ class ProvableRecipe:
     ``strength`` bounds the Jacobian of each branch everywhere; below 1.
     ``activation`` is smooth with slope at most 1; "keep" leaves the user's, and ReLU lowers the grade to measured.
     ``norm`` "floored" keeps batch normalisation in the branches, with a floor; it couples the samples and lowers the grade.
-    ``weights`` normalises kernels by a Schatten norm ("spectral") or by rows ("weight").
+    ``weights`` normalises kernels by a Schatten norm ("spectral") or by rows ("weight"); ``eps`` and ``power`` are those of
+    the layers. A smaller eps holds branches near their bound from the start, a larger power is tighter; both make the
+    constants of a certificate larger.
     ``input_shape`` is the shape (C, H, W) of one sample; without it that of ``sample_input`` is taken.
     ``most_bytes`` is what the first layer's weight may take.
 
@@ -86,6 +90,8 @@ class ProvableRecipe:
     bias: bool = True
     input_shape: tuple[int, ...] | None = None
     most_bytes: int = 2**32
+    eps: float = 1.0
+    power: int = 16
 
     def __post_init__(self) -> None:
         if self.name != "provable":
@@ -98,6 +104,12 @@ class ProvableRecipe:
             if getattr(self, option) not in known:
                 listed = ", ".join(map(repr, known))
                 raise ConversionError(f"ProvableRecipe: {option} must be one of {listed}, got {getattr(self, option)!r}.")
+        if not (_is_number(self.eps) and EPS_RANGE[0] <= self.eps <= EPS_RANGE[1]):
+            raise ConversionError(f"ProvableRecipe: eps must be from {EPS_RANGE[0]:g} to {EPS_RANGE[1]:g}, got {self.eps!r}.")
+        try:
+            check_power("ProvableRecipe", self.power)
+        except ValueError as error:
+            raise ConversionError(str(error)) from error
         if self.input_shape is not None and not _is_shape(self.input_shape):
             raise ConversionError(f"ProvableRecipe: input_shape must be (C, H, W) in whole numbers, got {self.input_shape!r}.")
 

@@ -294,3 +294,11 @@ def test_a_path_survives_text_and_edits_are_named():
     for damage in ({"losses": []}, {"tried": "fast"}, {"more": 1}, {"trainable_nn path certificate": 7}):
         with pytest.raises(CertificateError):
             tnn.PathCertificate.from_json(json.dumps({**found, **damage}))
+
+
+def test_what_a_path_assumes_of_rounding_is_said_in_words():
+    path = path_of(0)
+    assert "assumed" not in path.explain()
+    note = "the rounding of outputs and loss is assumed, not proved."
+    told = dataclasses.replace(path, arrival=dataclasses.replace(path.arrival, notes=(*path.arrival.notes, note)))
+    assert f"Where it ends: {note}" in told.explain()

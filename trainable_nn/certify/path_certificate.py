@@ -116,7 +116,8 @@ class PathCertificate:
             "Grade ball: a constant step of gradient descent ends in a ball that it never leaves, at a global minimum."
         )
         far = f"No weights of the path are farther than {self.radius:.4g} from those at its start."
-        return f"{grade}\n{ran}\n{ball}\n{far}\n{NOT_COVERED}"
+        notes = [f"Where it ends: {note}" for note in self.arrival.notes]
+        return "\n".join([grade, ran, ball, far, *notes, NOT_COVERED])
 
     def to_json(self) -> str:
         """The certificate as JSON, versioned."""

@@ -106,6 +106,9 @@ def values_at(model: nn.Module, x: torch.Tensor):
     return graph, 1 if any(node.step.mixes_samples for node in graph.nodes) else len(x)
 
 
+ANEW = {(0.3, 34)}  # a block may set its scale anew on this ball, and no other network and ball here is refused
+
+
 @pytest.mark.parametrize("radius", [1e-3, 0.3])
 @pytest.mark.parametrize("seed", range(60))
 def test_on_a_ball_no_value_moves_and_no_bound_grows_by_more_than_is_proved(seed, radius):
@@ -113,10 +116,10 @@ def test_on_a_ball_no_value_moves_and_no_bound_grows_by_more_than_is_proved(seed
     graph, samples = values_at(model, x)
     try:
         here = values_of(graph, samples, radius, FORWARD)
-    except UnboundedError:
-        pytest.skip("a step of this network has no rule")
-    if not all(np.isfinite(v.error).all() for v in here):
-        pytest.skip("this ball has no bound")
+    except UnboundedError as refused:
+        assert (radius, seed) in ANEW and "set its scale anew" in str(refused)
+        return
+    assert (radius, seed) not in ANEW and all(np.isfinite(v.error).all() for v in here)
     other = moved(model, radius, seed)
     there, _ = values_at(other, x)
     bounds = values_of(there, samples, 0.0, FORWARD)

@@ -21,7 +21,9 @@ from trainable_nn.certify.ray.taylor import composed, composed_to_second, produc
 from trainable_nn.certify.regularity.graph import Graph
 from trainable_nn.certify.regularity.rules import RULES
 from trainable_nn.certify.regularity.steps import FixedLinear
-from trainable_nn.certify.step import _loss_at_most, _modeller, certified_step, gradient_of
+from trainable_nn.certify.loss_along import loss_at_most
+from trainable_nn.certify.outputs_along import along_of
+from trainable_nn.certify.step import certified_step, gradient_of
 
 F64 = torch.float64
 US = torch.linspace(0.02, 1.0, 50, dtype=F64).tolist()
@@ -126,11 +128,11 @@ def test_the_true_loss_stays_below_its_bound_on_the_whole_ray(blocks, strength):
     gradient = gradient_of(problem)
     step = certified_step(problem, gradient)
     for length in (step.step_size, 3 * step.step_size):
-        model = _modeller(problem, gradient)[0](length)
+        model = along_of(problem, gradient, length).model(length)
         for u in US:
             outputs = at(problem.model, problem.inputs, {n: -length * g for n, g in gradient.items()}, u)
             true = float(problem.cost.value(outputs, problem.targets))
-            assert true <= _loss_at_most(problem, model, u)
+            assert true <= loss_at_most(problem, model, u)
 
 
 # sums, products and functions of models, with remainders at their ends

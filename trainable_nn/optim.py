@@ -97,7 +97,7 @@ class CertifiedDescent(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        problem = problem_of(self.model, self.inputs, self.targets, self.loss, where="CertifiedDescent")
+        problem = problem_of(self.model, self.inputs, self.targets, self.loss, where="CertifiedDescent", prove=False)
         last = next((step.step_size for step in reversed(self.history) if step.step_size > 0), None)
         step = certified_step(problem, gradient_of(problem), last)
         self.history.append(step)
@@ -117,6 +117,11 @@ class CertifiedDescent(LRScheduler):
         for step in self.history:
             product *= step.rate
         return product
+
+    @property
+    def rounding(self) -> str:
+        """ "proved" where no step so far rests on an assumption about rounding in float64, else "assumed"; each ``Step`` says why."""
+        return "proved" if all(step.rounding == "proved" for step in self.history) else "assumed"
 
     def state_dict(self) -> dict:
         kept = ("model", "inputs", "targets", "loss", "history")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class Problem:
     """``model`` is a copy in float64 on the CPU, ``inputs`` and ``targets`` likewise; ``cost`` is None without targets.
 
     ``initial_loss`` and ``loss_at_least`` enclose the loss now, rounding in float64 included: ``outputs_error`` bounds that of the
-    outputs, proved, or None where it is assumed to be 2^-44 of them and ``refused`` says why. ``known`` keeps norms of the weights.
+    outputs, proved, or None where it is assumed to be 2^-44 of them and ``refused`` says why, or where nobody has tried: ``proved``. ``known`` keeps norms of the weights.
     """
 
     model: nn.Module
@@ -76,9 +76,9 @@ def _once_for_each_module(model: nn.Module, values: dict[str, Tensor]) -> dict[s
 
 
 def problem_of(
-    model: nn.Module, inputs: Tensor, targets: Tensor | None, loss: str | Cost, *, where: str = "certify"
+    model: nn.Module, inputs: Tensor, targets: Tensor | None, loss: str | Cost, *, where: str = "certify", prove: bool = True
 ) -> Problem:
-    """Copy and check.
+    """Copy and check. prove: whether the outputs' rounding is looked for now; ``proved`` does it later.
 
     Raises:
         TypeError: inputs are no float tensor, targets no tensor, or the model gives no float tensor.
@@ -109,11 +109,20 @@ def problem_of(
     y = None if targets is None else targets.detach().to("cpu", torch.float64 if targets.is_floating_point() else None)
     cost = None if y is None else cost_for(loss, outputs, y)
     known: dict = {}
-    error, refused = (None, None) if cost is None else _outputs_error(twin, x, known)
+    error, refused = _outputs_error(twin, x, known) if prove and cost is not None else (None, None)
     least, most = (None, None) if cost is None else loss_between(where, cost, outputs, y, error)
     name = loss if isinstance(loss, str) else loss.name
     roundoff = torch.finfo(inputs.dtype).eps / 2
     return Problem(twin, x, y, cost, name, outputs, most, least, roundoff, fingerprint, error, refused, known)
+
+
+def proved(problem: Problem, where: str) -> Problem:
+    """The problem with what can be proved of its outputs' rounding."""
+    if problem.outputs_error is not None or problem.refused is not None:
+        return problem
+    error, refused = _outputs_error(problem.model, problem.inputs, problem.known)
+    least, most = loss_between(where, problem.cost, problem.outputs, problem.targets, error)
+    return replace(problem, initial_loss=most, loss_at_least=least, outputs_error=error, refused=refused)
 
 
 def _outputs_error(model: nn.Module, inputs: Tensor, known: dict) -> tuple[float | None, Exception | None]:

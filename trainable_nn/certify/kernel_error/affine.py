@@ -44,7 +44,7 @@ class AffineRounding(Rounding):
     def __init__(self, quick: bool = False) -> None:
         self.quick = quick
 
-    def _carried(self, step: Affine, error: np.ndarray | float) -> np.ndarray | float:
+    def carried(self, step: Affine, error: np.ndarray | float) -> np.ndarray | float:
         """||P(w) *|| error; the norm is not asked for where there is none."""
         if not np.any(error):
             return error
@@ -57,7 +57,7 @@ class AffineRounding(Rounding):
         (x,) = inputs
         size = _sizes(step, x)
         own = gamma(step.free.shape[1] + 4) + weight_error(step)
-        return (self._carried(step, x.error) + own * (size + _far(step, x.apart))) * UP + LOST
+        return (self.carried(step, x.error) + own * (size + _far(step, x.apart))) * UP + LOST
 
     def on_ball(self, step: Affine, inputs: Sequence[Value], radius: float) -> tuple[np.ndarray, np.ndarray]:
         r"""With \|\|V\|\| <= sup \|\|P'\|\| R the move of P(w): \|V u\| <= g \|\|V\|\| \|u\|, and so for |V| |u|; y moves by W v + V x + c."""
@@ -67,14 +67,14 @@ class AffineRounding(Rounding):
         shifted = math.sqrt(step._positions(ball, x.values)) * radius * UP if step.trains_bias else 0.0
         own = gamma(step.free.shape[1] + 4) + weight_error(step)
         size = _sizes(step, x) + _far(step, x.apart) + turned * x.norm + shifted
-        error = self._carried(step, x.error) + turned * x.error + own * size
-        return error * UP + LOST, (self._carried(step, x.moved) + turned * x.norm + shifted) * UP
+        error = self.carried(step, x.error) + turned * x.error + own * size
+        return error * UP + LOST, (self.carried(step, x.moved) + turned * x.norm + shifted) * UP
 
     def backward(self, step: Affine, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         (x,) = inputs
         size = norms(_pulled(step, x.values, y.size), len(x.error))
         own = gamma((len(step.weight) // step.groups + 1) * _uses(step) + 8) + weight_error(step)
-        return [(self._carried(step, y.error) + own * (size + _far(step, 2 * y.error))) * UP + LOST]
+        return [(self.carried(step, y.error) + own * (size + _far(step, 2 * y.error))) * UP + LOST]
 
     def parts(self, step: Affine, x: Value, y: Gradients) -> list[Part]:
         found, rows = [], len(step.weight) // step.groups

@@ -2,6 +2,10 @@ r"""sup \|phi'''\| where an entry can be, for the activations whose third deriva
 
 \|phi'''\| is even for each of them and has its maxima at 0 and at its ``PEAKS`` alone, so on a range of \|z\| it is
 largest at an end or at a peak within. phi.jerk, the largest of all, is for tanh reached at 0 alone.
+
+Rounding, counted as in ``seconds``: up to |z| = 40 each formula errs by less than 2^12 u, silu's by 120 u + 60 u |z| and the others by
+300 u; further out silu's falls below the truth by no more than the truth, 40 e^-40 < u. ``MARGIN`` is 2^17 u of a jerk of 0.09, the
+least there is, and the range is widened by the rounding of its ends.
 """
 
 from __future__ import annotations
@@ -13,9 +17,11 @@ import torch
 from torch import Tensor
 
 from ...theory.nonlinearities import GELU_TO_SLOPE_1, SILU_TO_SLOPE_1
+from ..kernel_error.states import UP
 from ..regularity.elementwise import Elementwise
 
-MARGIN = 2.0**-40  # of the jerk: far above the rounding of the formulas, where their terms cancel
+MARGIN = 2.0**-32  # of the jerk: above the rounding of the formulas, where their terms cancel
+ENDS = 2.0**-50  # of the centre: the rounding of its sum with the reach
 FARTHEST = 1e3  # beyond the last peak of each, so values further out are smaller
 
 
@@ -24,6 +30,7 @@ def largest_jerk(step: Elementwise, centre: Tensor, reach: Tensor) -> Tensor | f
     if step.kind not in THIRD:
         return step.phi.jerk
     third, peaks = THIRD[step.kind], PEAKS[step.kind]
+    reach = reach * UP + ENDS * centre.abs()
     low, high = (centre.abs() - reach).clamp(0.0, FARTHEST), (centre.abs() + reach).clamp_max(FARTHEST)
     most = torch.maximum(third(low).abs(), third(high).abs())
     for peak in peaks:

@@ -1,7 +1,7 @@
 r"""The network along one ray in its parameters: theta + u d for u in [0, 1], as a Taylor model of its outputs.
 
 A step of gradient descent moves on such a ray, so what the loss does on it is all that a step size depends on. Entry
-by entry and with exact coefficients up to u^2 this is far sharper than a Lipschitz constant of DF on a ball. What each
+by entry and with coefficients as they are up to u^2 this is far sharper than a Lipschitz constant of DF on a ball. What each
 step adds to the remainder is bounded here; how it goes on from there is ``remainder``'s.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import UnboundedError
+from ..kernel_error.states import U
 from ..regularity.affine import Affine
 from ..regularity.elementwise import Elementwise
 from ..regularity.graph import Node
@@ -25,8 +26,21 @@ from ..regularity.steps import FixedLinear, Input, Step, Sum
 from .jerks import largest_jerk
 from .linear import apply_weight
 from .remainder import Jacobians, Remainders
+from .rounding import outputs_rounding
+from .seconds import second_of
 from .taylor import Taylor, composed, composed_to_second, constant, product
+from .weight_rounding import norm
 from .weights import order_of, weight_along
+
+
+@dataclass(frozen=True)
+class Followed:
+    """models of all steps along one ray; for an affine step at its place the model of its weight, w and its move, and the bias's move."""
+
+    direction: Mapping[str, Tensor]
+    models: list[Taylor] = field(default_factory=list)
+    weights: dict[int, tuple[Taylor, Tensor, Tensor]] = field(default_factory=dict)
+    shifts: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Ray:
@@ -36,13 +50,14 @@ class Ray:
         UnboundedError: a step has no Taylor rule; the message names it.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor) -> None:
+    def __init__(self, model: nn.Module, inputs: Tensor, known: dict | None = None) -> None:
+        """known: norms of the present weights, from one reading to the next."""
         self.model = model
         first: dict[int, str] = {}
         for name, p in model.named_parameters(remove_duplicate=False):
             first.setdefault(id(p), name)
         self.first = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
-        self.nodes = graph_of(model, inputs, RULES).nodes
+        self.nodes = graph_of(model, inputs, RULES, known).nodes
         self.order = min(_order(node.step) for node in self.nodes)
 
     def along(self, direction: Mapping[str, Tensor]) -> Taylor:
@@ -53,20 +68,38 @@ class Ray:
         Cost:
             About a dozen forward passes, and before the first ray the ``Jacobians`` of a network that is not too large.
         """
+        return self.followed(direction).models[-1]
+
+    def followed(self, direction: Mapping[str, Tensor]) -> Followed:
+        """All steps' models along this ray."""
         with torch.no_grad():
-            models: list[Taylor] = []
+            found = Followed(direction)
             remainders = Remainders(self.jacobians)
-            for node in self.nodes:
-                inputs = [models[i] for i in node.inputs]
-                model = self._step(node, inputs, direction)
-                models.append(replace(model, r=remainders.add(node, model.r)))
-            return models[-1]
+            for index, node in enumerate(self.nodes):
+                inputs = [found.models[i] for i in node.inputs]
+                model = self._step(index, node, inputs, found)
+                found.models.append(replace(model, c0=node.value, r=remainders.add(node, model.r)))
+            return found
+
+    def rounding(self, found: Followed) -> float:
+        """At least how far the exact outputs are from what their model holds, in the Euclidean norm; see ``rounding``.
+
+        Raises:
+            UnboundedError: a step has no rule, by its path.
+        """
+        with torch.no_grad():
+            return outputs_rounding(self.nodes, found)
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest norm of a step's value."""
+        return max(norm(node.value) for node in self.nodes)
 
     @cached_property
     def jacobians(self) -> Jacobians:
         return Jacobians(self.nodes)
 
-    def _step(self, node: Node, inputs: list[Taylor], direction: Mapping[str, Tensor]) -> Taylor:
+    def _step(self, index: int, node: Node, inputs: list[Taylor], found: Followed) -> Taylor:
         """The model, with r what the step adds to the linear image of its inputs' remainders."""
         step, value = node.step, node.value
         if isinstance(step, Input):
@@ -78,32 +111,35 @@ class Ray:
         if isinstance(step, Elementwise):
             return self._elementwise(step, value, self.nodes[node.inputs[0]].value, inputs[0])
         if isinstance(step, Affine):
-            return self._affine(step, inputs[0], direction)
+            return self._affine(index, step, inputs[0], found)
         return inputs[0].image(step.function)
 
     def _elementwise(self, step: Elementwise, value: Tensor, centre: Tensor, x: Taylor) -> Taylor:
-        """centre: x.c0 as the step knows it, so that the derivatives are found once."""
-        first, second = step._derivatives(centre)
+        """centre: x.c0, the very tensor, so that the derivatives are found once."""
+        (first, second), formula = step._derivatives(centre), second_of(step)
+        if formula is not None:
+            second = formula.formula(centre)
         if self.order == 3:
             return composed(x, value, first, second, largest_jerk(step, centre, x.reach), step.phi.slope)
         near = torch.full_like(second, math.inf)
         if step.phi.jerk < math.inf:
-            near = second.abs() + step.phi.jerk * x.reach
+            near = second.abs() + (formula.units * U if formula else 0.0) + step.phi.jerk * x.reach
         return composed_to_second(x, value, first, near.clamp_max(step.phi.curvature), step.phi.slope)
 
-    def _affine(self, step: Affine, x: Taylor, direction: Mapping[str, Tensor]) -> Taylor:
+    def _affine(self, index: int, step: Affine, x: Taylor, found: Followed) -> Taylor:
         free = torch.from_numpy(step.free)
-        moved = self._moved(step, "weight", step.trains_weight, direction, free)
+        moved = self._moved(step, "weight", step.trains_weight, found.direction, free)
         if moved is None:
             y = x.image(step.linear)
         else:
-            weight = weight_along(
-                step.options, self.model.get_submodule(step.path), step.weight.shape, free, moved, self.order
-            )
+            weight = weight_along(step, self.model.get_submodule(step.path), free, moved, self.order)
+            found.weights[index] = (weight, free, moved)
             y = product(weight, x, lambda w, t: apply_weight(step, w.reshape(step.weight.shape), t), self.order)
         if step.bias is None:
             return y
-        shift = self._moved(step, "bias", step.trains_bias, direction, step.bias)
+        shift = self._moved(step, "bias", step.trains_bias, found.direction, step.bias)
+        if shift is not None:
+            found.shifts[index] = shift
         shape = (-1, *(1,) * (step.weight.dim() - 2)) if not step.is_dense else (-1,)
         c1 = y.c1 if shift is None else y.c1 + shift.reshape(shape)
         return Taylor(y.c0 + step.bias.reshape(shape), c1, y.c2, y.r)

@@ -11,8 +11,9 @@ smaller of the two is taken. What is added before entrywise maps and sums goes t
 becomes a term of the sum only where a step mixes entries or is read twice ("a source"). J_s does not depend on the
 ray's length.
 
-Rounding: a computed J_s is off by at most (number of roundings on the way) 2^-53 of the product of the \|A\|, so
-``MARGIN`` of what that product carries from the same sources is added; it covers 2^19 roundings.
+Rounding: A is the matrix of the floats that are used, and how far it is from the exact Jacobian is ``rounding``'s. A computed J_s
+is off by at most gamma_k of the product of the \|A\|, k the roundings on the way, so twice that of what this product carries from the
+same sources is added. Bounds are sums and products of numbers that are not negative, so each step's err relatively, by less than ``UP``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernel_error.states import UP, U, gamma
 from ..regularity.affine import Affine
 from ..regularity.elementwise import Elementwise
 from ..regularity.graph import Node
@@ -30,7 +32,6 @@ from .linear import absolute, keeps_samples
 
 MOST_NUMBERS = 2**23  # of float64 in all Jacobians; a larger network has absolute values alone
 MOST_PRODUCTS = 2**27  # of two numbers, on the way to them
-MARGIN = 2.0**-34
 
 
 class Jacobians:
@@ -46,6 +47,7 @@ class Jacobians:
         self.nodes = nodes
         self.sources = [_is_source(nodes, i) for i in range(len(nodes))]
         self.kept: dict[int, Tensor] = {}
+        self.margin = 2.0 * gamma(sum(_roundings(node) for node in nodes))
         if not _is_narrow(nodes, self.sources):
             self.sources = []
             return
@@ -98,12 +100,13 @@ class Remainders:
     def add(self, node: Node, added: Tensor) -> Tensor:
         """The bound of the next step's remainder, which adds at most ``added``."""
         index = len(self.bounds)
-        bound = added + self._through(node, self.bounds)
+        added = added * UP
+        bound = (added + self._through(node, self.bounds)) * UP
         if self.jacobians.sources:
-            carried = added + self._through(node, self._carried)
+            carried = (added + self._through(node, self._carried)) * UP
             own = added
             if isinstance(node.step, Sum | Elementwise):
-                own = own + self._through(node, self._own)
+                own = (own + self._through(node, self._own)) * UP
             bound = self._sharper(index, bound, carried, own)
             if self.jacobians.sources[index]:
                 self._added.append(own.flatten(1).T)
@@ -124,7 +127,7 @@ class Remainders:
             return bound
         sources = torch.cat(self._added)[: len(kept)]
         summed = torch.bmm(sources.T.unsqueeze(1), kept.transpose(0, 1)).reshape(bound.shape)
-        return torch.fmin(bound, summed * (1 + MARGIN) + own + MARGIN * carried)
+        return torch.fmin(bound, (summed + own + self.jacobians.margin * carried) * UP)
 
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:
@@ -134,6 +137,14 @@ def _sum(a: Tensor, b: Tensor) -> Tensor:
     if len(a) == 0:
         return b
     return b + a if len(a) == len(b) else torch.cat([b[: len(a)] + a, b[len(a) :]])
+
+
+def _roundings(node: Node) -> float:
+    """Of one entry of a Jacobian at this step: its inner product's, by what the step states of its sums, and a sum of two paths."""
+    step = node.step
+    if isinstance(step, Affine):
+        return step.free.shape[1] + 8.0
+    return (2.0 * step.rounding / (U * step.norm) if isinstance(step, FixedLinear) and step.norm > 0 else 0.0) + 8.0
 
 
 def _units(value: Tensor) -> Tensor:

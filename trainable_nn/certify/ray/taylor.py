@@ -2,8 +2,10 @@ r"""Taylor models along a ray: x(u) = c_0 + c_1 u + c_2 u^2 + rho(u), \|rho(u)\|
 
 Sums, products and smooth functions of such models are such models. The three coefficients are computed as they are,
 so signs cancel; what is of third order is bounded by absolute values where it arises, and ``remainder`` carries it on.
-Where some layer has no third derivative, all models are of order 2: c_2 = 0 and \|rho(u)\| <= r u^2. Rounding of float64
-is not in r: whoever reads the result adds his margin.
+Where some layer has no third derivative, all models are of order 2: c_2 = 0 and \|rho(u)\| <= r u^2. Rounding: what a rule
+returns as r is a sum of products of numbers that are not negative, so it is within a factor 1 + 2^-20 of itself, for ``remainder`` to
+put on. Coefficients are rounded, and how far they are from exact ones is ``rounding``'s; the rules hold at each u for any function
+within r of the coefficients' polynomial, so what they are rounded to is what the next step starts from.
 """
 
 from __future__ import annotations

@@ -1,0 +1,121 @@
+r"""The outputs along rays of any length from the present weights: by Taylor models, or by DF g and a ball, with their rounding."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import CertificateError, UnboundedError
+from .entries import NO_ROUNDING
+from .kernel_error.outputs import HOPELESS, REFUSALS
+from .kernel_error.states import UP
+from .layers import sentence
+from .loss_along import ROUNDING, Model
+from .problem import Problem, loss_between, proved
+from .ray import Ray
+from .regularity import PreparedNetwork
+
+WHERE = "certified descent"
+BY_BALL = "nothing bounds the rounding of DF g, which the way by a ball takes."
+
+
+class Along:
+    """way: "ray" or "ball". reason: why rounding is assumed, "" where it is proved. The loss now is enclosed."""
+
+    way: str
+
+    def __init__(self, problem: Problem, reason: str) -> None:
+        self.problem, self.reason = problem, reason or (NO_ROUNDING if problem.cost.rounding is None else "")
+        self.loss_at_least, self.loss_now_at_most = problem.loss_at_least, problem.initial_loss
+
+    def model(self, length: float) -> Model:
+        """At theta - u length g."""
+        raise NotImplementedError
+
+
+def along_of(problem: Problem, gradient: dict[str, Tensor], length: float) -> Along:
+    """By Taylor models, first at this length, where all layers have rules.
+
+    Raises:
+        CertificateError: some layer has neither a Taylor rule nor bounds of its derivatives.
+    """
+    try:
+        ray = Ray(problem.model, problem.inputs, problem.known)
+    except UnboundedError:
+        return AlongBall(proved(problem, WHERE), gradient)
+    return AlongRay(problem, gradient, ray, length)
+
+
+class AlongRay(Along):
+    """Taylor models.
+
+    Their rounding is proved. Where a layer has no rule, or where it is hopeless at the present weights as well, it is assumed.
+    """
+
+    way = "ray"
+
+    def __init__(self, problem: Problem, gradient: dict[str, Tensor], ray: Ray, length: float) -> None:
+        self.problem, self.gradient, self.ray = problem, gradient, ray
+        self._assumes, reason = False, ""
+        try:
+            first = self._model(length)
+            if not first.slack <= HOPELESS * ray.largest:
+                problem = proved(problem, WHERE)
+                reason = "" if problem.refused is None else sentence(problem.refused)
+        except REFUSALS as refused:
+            reason = sentence(refused)
+        if reason:
+            self.problem = problem = proved(problem, WHERE)
+            self._assumes = True
+            first = self._model(length)
+        super().__init__(problem, reason)
+        self._first: tuple[float, Model] | None = (length, first)
+        if problem.outputs_error is None and not reason:
+            ends = loss_between(WHERE, problem.cost, first.coefficients[0], problem.targets, first.slack)
+            self.loss_at_least, self.loss_now_at_most = ends
+
+    def model(self, length: float) -> Model:
+        first, self._first = self._first, None
+        return first[1] if first is not None and first[0] == length else self._model(length)
+
+    def _model(self, length: float) -> Model:
+        found = self.ray.followed({name: -length * g for name, g in self.gradient.items()})
+        outputs = found.models[-1]
+        slack = self._assumed(outputs.size) if self._assumes else self.ray.rounding(found)
+        coefficients = (outputs.c0, outputs.c1, outputs.c2)[: self.ray.order]
+        return Model(coefficients, float(outputs.r.norm()) * UP, self.ray.order, slack, outputs.r)
+
+    def _assumed(self, size: Tensor) -> float:
+        return (self.problem.outputs_error or 0.0) + ROUNDING * float(size.norm())
+
+
+class AlongBall(Along):
+    """DF g, and the second derivative on the ball that a ray reaches."""
+
+    way = "ball"
+
+    def __init__(self, problem: Problem, gradient: dict[str, Tensor]) -> None:
+        super().__init__(problem, BY_BALL)
+        moved = {name: problem.parameters[name].detach() for name in gradient}
+        self.norms = {name: float(g.norm()) * UP for name, g in gradient.items()}
+        self.start, self.slope = torch.func.jvp(problem.outputs_at, (moved,), (gradient,))
+        try:
+            self.prepared = PreparedNetwork(problem.model, problem.inputs)
+        except UnboundedError as error:
+            raise CertificateError(f"{WHERE}: no step is proved for this network. {error}") from error
+
+    def model(self, length: float) -> Model:
+        norms = {name: length * norm for name, norm in self.norms.items()}
+        found = self.prepared.on_ball(math.sqrt(sum(n * n for n in norms.values())) * UP)
+        v = torch.tensor([norms[path] for path in found.paths], dtype=torch.float64)
+        bent = float(v @ torch.from_numpy(found.Q) @ v) / 2
+        if not math.isfinite(bent) and not math.isfinite(self.prepared.on_ball(0.0).jacobian_lipschitz):
+            raise CertificateError(
+                f"{WHERE}: no step is proved for this network, since the slope of one of its layers jumps. Use "
+                "smooth activations (SmoothReLU, Softplus0, GELU1, Tanh) in place of ReLU and max pooling."
+            )
+        assumed = ROUNDING * float(self.start.norm() + length * self.slope.norm())
+        slack = (self.problem.outputs_error or 0.0) + assumed
+        return Model((self.start, -length * self.slope), bent * UP, 2, slack)

@@ -4,6 +4,8 @@
 // taken as it is (channels_last, transposed); one with gaps or overlaps is first cloned, which is
 // the layout that empty_like gives too, so the fake kernels' strides hold.
 #pragma once
+#include <initializer_list>
+
 #include "kernels.h"
 #include "torch_abi.h"
 
@@ -55,19 +57,19 @@ inline Rows rows_of(const Tensor& w) {
 }
 
 // The schemas are op(w, constants), op_backward(g, w, constants), op_double_backward(v, g, w, constants)
-// and op_pair(g, w, constants), with the constants eps, gain and, for entry_norm, leak.
+// op_pair(g, w, constants) and op_scales(g, w, constants), with the constants eps, gain and, for entry_norm, leak.
 template <class Empty, class Run>
 void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Empty empty_like, Run run) {
   const int operands = 1 + has_g(derivative) + has_v(derivative);
   Tensor w, g, v;
-  Tensor* in_order[4][3] = {{&w}, {&g, &w}, {&v, &g, &w}, {&g, &w}};
+  Tensor* in_order[5][3] = {{&w}, {&g, &w}, {&v, &g, &w}, {&g, &w}, {&g, &w}};
   for (int i = 0; i < operands; ++i) *in_order[derivative][i] = Tensor(stack[i]);  // owned from here on
   w = dense(std::move(w));
   if (has_g(derivative)) g = laid_out_as(w, std::move(g));
   if (has_v(derivative)) v = laid_out_as(w, std::move(v));
   const bool two = has_two_results(derivative);
   Tensor out = empty_like(w), out_w;
-  if (two) out_w = empty_like(w);
+  if (two) out_w = derivative == kScales ? w.empty_rows(kDouble) : empty_like(w);
 
   Call call = {};
   call.derivative = derivative;
@@ -84,6 +86,10 @@ void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Empty em
     call.out = out.mutable_data();
     call.out_w = two ? out_w.mutable_data() : nullptr;
     run(call, w.device_index());
+  } else if (derivative == kScales) {  // rows without entries
+    StableIValue zeros[1] = {out_w.release()};
+    TNN_CHECK(torch_call_dispatcher("aten::zero_", "", zeros, kTorchTarget));
+    out_w = Tensor(zeros[0]);
   }
   stack[0] = out.release();
   if (two) stack[1] = out_w.release();
@@ -95,29 +101,30 @@ void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Empty em
 
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
 
-// One map's operators for one device.
 struct Operator {
-  const char* names[4];
-  Boxed kernels[4];
+  const char* name;
+  Boxed kernel;
 };
 
-inline void register_kernels(const char* key, const Operator (&operators)[2]) {
+// All operators of one device.
+inline void register_kernels(const char* key, std::initializer_list<Operator> operators) {
   // never deleted: with the library object the kernels would go, too
   static TorchLibraryHandle library;
   TNN_CHECK(aoti_torch_library_init_impl("trainable_nn", key, __FILE__, __LINE__, &library));
-  for (const Operator& op : operators)
-    for (int d = kValue; d <= kPair; ++d)
-      TNN_CHECK(torch_library_impl(library, op.names[d], op.kernels[d], kTorchTarget));
+  for (const Operator& op : operators) TNN_CHECK(torch_library_impl(library, op.name, op.kernel, kTorchTarget));
 }
 
-// Both operators, with Device::entry_norm and Device::weight_norm as their kernels.
+// Both maps, with Device::entry_norm and Device::weight_norm as their kernels.
 template <class Device> bool register_device(const char* key) {
-  register_kernels(key, {{{"entry_norm", "entry_norm_backward", "entry_norm_double_backward", "entry_norm_pair"},
-                          {Device::template entry_norm<kValue>, Device::template entry_norm<kFirst>,
-                           Device::template entry_norm<kSecond>, Device::template entry_norm<kPair>}},
-                         {{"weight_norm", "weight_norm_backward", "weight_norm_double_backward", "weight_norm_pair"},
-                          {Device::template weight_norm<kValue>, Device::template weight_norm<kFirst>,
-                           Device::template weight_norm<kSecond>, Device::template weight_norm<kPair>}}});
+  register_kernels(key, {{"entry_norm", Device::template entry_norm<kValue>},
+                         {"entry_norm_backward", Device::template entry_norm<kFirst>},
+                         {"entry_norm_double_backward", Device::template entry_norm<kSecond>},
+                         {"entry_norm_pair", Device::template entry_norm<kPair>},
+                         {"weight_norm", Device::template weight_norm<kValue>},
+                         {"weight_norm_backward", Device::template weight_norm<kFirst>},
+                         {"weight_norm_double_backward", Device::template weight_norm<kSecond>},
+                         {"weight_norm_pair", Device::template weight_norm<kPair>},
+                         {"weight_norm_scales", Device::template weight_norm<kScales>}});
   return true;
 }
 

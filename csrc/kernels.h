@@ -14,8 +14,8 @@ namespace tnn {
 enum Dtype : int32_t { kHalf = 5, kFloat = 6, kDouble = 7, kBFloat16 = 15 };
 
 // value: P(w).  first: DP(w) g.  second: DP(w) v, and the gradient in w of <v, DP(w) g>.
-// pair: P(w) and DP(w) g.
-enum Derivative { kValue, kFirst, kSecond, kPair };
+// pair: P(w) and DP(w) g.  scales, of weight_norm alone: DP(w) g, and s in double, P(w) = s w row by row.
+enum Derivative { kValue, kFirst, kSecond, kPair, kScales };
 TNN_INLINE constexpr bool has_g(Derivative d) { return d != kValue; }
 TNN_INLINE constexpr bool has_v(Derivative d) { return d == kSecond; }
 TNN_INLINE constexpr bool has_two_results(Derivative d) { return d >= kSecond; }
@@ -34,7 +34,7 @@ struct Call {
   Rows rows;
   double eps, gain, leak;
   const void *w, *g, *v;    // null where the derivative has none
-  void *out, *out_w;        // out_w: the second of two results
+  void *out, *out_w;        // out_w: the second of two results; of scales, rows.count doubles
 };
 
 constexpr int64_t size_of(int32_t dtype) { return dtype == kDouble ? 8 : dtype == kFloat ? 4 : 2; }

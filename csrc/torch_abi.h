@@ -105,6 +105,13 @@ class Tensor {
     TNN_CHECK(aoti_torch_empty_strided(dim(), sizes(), strides(), dtype(), device_type(), device_index(), &made));
     return Tensor(reinterpret_cast<StableIValue>(made));
   }
+  // One entry of another dtype for each index of dimension 0, on the same device; contents unset.
+  Tensor empty_rows(int32_t dtype) const {
+    AtenTensorHandle made;
+    const int64_t rows = dim() ? sizes()[0] : 1, stride = 1;
+    TNN_CHECK(aoti_torch_empty_strided(1, &rows, &stride, dtype, device_type(), device_index(), &made));
+    return Tensor(reinterpret_cast<StableIValue>(made));
+  }
 };
 
 inline double to_double(StableIValue value) {

@@ -35,6 +35,8 @@ struct RowFactors {
     second = gain * q * q;
   }
 
+  TNN_INLINE double scale() const { return f * value; }
+
   // Whether FloatRow's factors are far from the ends of float.
   TNN_INLINE bool fits_float() const {
     return value > 0x1p-100 && value < 0x1p100 && along_g < 0x1p100 && along_g > -0x1p100;

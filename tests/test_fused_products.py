@@ -26,7 +26,7 @@ CONVOLUTIONS = {
     ("identity", 2): nn.Conv2d,
     ("identity", 3): nn.Conv3d,
 }
-# (in, out, taps), arguments, sizes, batch; the last three take each way of convolving
+# (in, out, taps), arguments, sizes, batch; the last four take each way of convolving
 GEOMETRIES = {
     "plain": ((2, 3, 3), {"padding": 1}, (5, 4, 3), 2),
     "stride and dilation": ((2, 4, 2), {"stride": 2, "dilation": 2, "padding": 1}, (7, 6, 5), 2),
@@ -37,6 +37,7 @@ GEOMETRIES = {
     "few pixels, matrices": ((2, 9, 3), {"stride": 2, "padding": 1}, (3, 2, 1), 2),
     "large kernel, one batch": ((9, 5, 3), {"padding": 1}, (2, 2, 1), 1),
     "dilated matrices": ((2, 40, 2), {"dilation": 2, "padding": 1}, (3, 4, 2), 2),
+    "blocks of filters": ((3, 130, 3), {"padding": 1}, (2, 2, 1), 1),
 }
 
 
@@ -64,6 +65,17 @@ def pace(request, monkeypatch):
     for name in ("matrices_beat_convolutions", "channels_last_pays"):
         assert getattr(convolution, name)() in (True, False)  # it can be measured
         monkeypatch.setattr(convolution, name, lambda: request.param)
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def blocks(monkeypatch):
+    """The rows of each block, which are as few as may be."""
+    seen = []
+    rows_at_once = convolution._rows_at_once
+    monkeypatch.setattr(convolution, "_BLOCK", 1)
+    monkeypatch.setattr(convolution, "_rows_at_once", lambda *a: seen.append(rows_at_once(*a)) or seen[-1])
+    return seen
 
 
 @pytest.fixture
@@ -78,7 +90,7 @@ def calls(monkeypatch):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("name, axes", CONVOLUTIONS)
-def test_fused_products_are_those_of_the_dense_jacobians(name, axes, geometry, calls):
+def test_fused_products_are_those_of_the_dense_jacobians(name, axes, geometry, calls, blocks, pace):
     layer, x = layer_of(name, axes, geometry)
     by_weight, by_bias, by_x = dense(layer, x)
     by_parameters = torch.cat((by_weight, by_bias), 1)
@@ -102,9 +114,29 @@ def test_fused_products_are_those_of_the_dense_jacobians(name, axes, geometry, c
     assert_close(gram.T.flatten(), by_x.T @ (by_x @ dx), **close)
     assert_close(u @ t, back_w @ dw + back_x @ dx, rtol=1e-12, atol=1e-10)
     assert calls == ["jvp", "tangent", "vjp", "gram"]
+    if geometry == "blocks of filters" and axes > 1:
+        assert blocks == ([64, 64] if name != "identity" and not pace else blocks if pace else [130, 130])
     for found, watched in zip((y, t), operator.joint_mv(dw, dx)):  # the other way, which autograd goes through
         assert watched.requires_grad
         assert_close(found, watched.detach(), **close)
+
+
+@pytest.mark.parametrize("size, eps, image", [(1e-36, 1e-30, 1e-8), (1.0, 1.0, 1.0), (1e30, 1.0, 1e12)])
+def test_filters_of_any_size_are_multiplied_without_overflow_or_loss(size, eps, image, pace):
+    torch.manual_seed(0)
+    dw, w = size * torch.randn(2, 128, 3, 3, 3)
+    dx, x = image * torch.randn(2, 1, 3, 2, 2)
+    geometry = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
+    arguments = "weight_norm", [eps, 1.5], *geometry
+    found = [OPS.normalised_conv_tangent(dw, dx, w, x, *arguments)]
+    found += OPS.normalised_conv_jvp(dw, dx, w, x, None, *arguments)
+    y, t = OPS.normalised_conv_jvp(dw.double(), dx.double(), w.double(), x.double(), None, *arguments)
+    for a, b in zip(found, (t, y, t)):
+        assert_close(a.double(), b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+    by_filters = torch.conv2d(dx, w, None, 1, 1).double()  # what the scale could not mend
+    exact = torch.conv2d(dx.double(), w.double(), None, 1, 1)
+    if size != 1.0:
+        assert not torch.allclose(by_filters, exact, rtol=1e-4, atol=0.0)
 
 
 def test_fused_products_of_transposed_layers(calls):

@@ -46,6 +46,7 @@ template <class S> void run(const Call& call, int64_t begin, int64_t end) {
         at.store(out, norm.first(u, x));
         at.store(out_w, norm.second(u, at.load(g), x));
       });
+    case kScales: return;  // a row has none
   }
 }
 

@@ -98,6 +98,11 @@ template <class S, Derivative D> struct Kernel {
     });
   }
 
+  static constexpr bool kOnlyFirst = D == kFirst || D == kScales;  // DP(w) g is written, P(w) is not
+  void write_scale(int64_t row, const RowFactors& factors) const {
+    if constexpr (D == kScales) static_cast<double*>(call.out_w)[row] = factors.scale();
+  }
+
   // use(write), with write(place, i) making the results of a row's register from its factors.
   template <class F> TNN_INLINE auto with_writer(const RowFactors& row, F use) const {
 #ifdef TNN_BYTES
@@ -105,7 +110,7 @@ template <class S, Derivative D> struct Kernel {
       if (row.fits_float()) {
         const FloatRow<FloatV> norm(row);
         return use([&](auto at, int64_t i) {
-          if constexpr (D != kFirst) at.store(out + i, norm.value(at.load(w + i)));
+          if constexpr (D == kValue || D == kPair) at.store(out + i, norm.value(at.load(w + i)));
           if constexpr (has_g(D)) at.store(first_result() + i, norm.first_g(at.load(g + i), at.load(w + i)));
         });
       }
@@ -118,7 +123,7 @@ template <class S, Derivative D> struct Kernel {
     return use([&](auto at, int64_t i) {
       const auto x = widen(at.load(w + i));
       if (D == kValue || D == kPair) at.store(out + i, narrow(each(value, x)));
-      if (D == kFirst || D == kPair) at.store(first_result() + i, narrow(each(first_g, x, widen(at.load(g + i)))));
+      if (kOnlyFirst || D == kPair) at.store(first_result() + i, narrow(each(first_g, x, widen(at.load(g + i)))));
       if (D == kSecond) {
         const auto u = widen(at.load(v + i));
         at.store(out + i, narrow(each(first_v, x, u)));
@@ -129,7 +134,9 @@ template <class S, Derivative D> struct Kernel {
 
   // Writes a row, given its sums; the sums of the next row.
   template <bool Next> RowSums one_row(int64_t row, const RowSums& sums) const {
-    return with_writer(factors(sums, row), [&](auto write) { return write_and_sum<Next>(row, write); });
+    const RowFactors of_row = factors(sums, row);
+    write_scale(row, of_row);
+    return with_writer(of_row, [&](auto write) { return write_and_sum<Next>(row, write); });
   }
 
   void one_by_one(int64_t begin, int64_t end) const {
@@ -161,7 +168,9 @@ template <class S, Derivative D> struct Kernel {
     const bool again = overflows(sums);
     if (again)
       sums = sum_pieces(for_pieces, row, [&](RowSums& s, int64_t i, int64_t n) { add_shrunk(s, i, n); });
-    with_writer(RowFactors(sums, call.eps, call.gain, again), [&](auto write) {
+    const RowFactors of_row(sums, call.eps, call.gain, again);
+    write_scale(row, of_row);
+    with_writer(of_row, [&](auto write) {
       each_piece(for_pieces, row, [&](int64_t, int64_t i, int64_t n) {
         for_registers<S>(n, [&](auto at) { write(at, i); });
       });
@@ -182,14 +191,14 @@ template <class S, Derivative D> struct Kernel {
           if (D == kSecond) sums[r].wv += x * u, sums[r].vg += u * h;
         }
     RowFactors all[kSide];
-    for (int64_t r = 0; r < n; ++r) all[r] = factors(sums[r], row + r);
+    for (int64_t r = 0; r < n; ++r) write_scale(row + r, all[r] = factors(sums[r], row + r));
     for (int64_t o = 0; o < call.rows.outer; ++o)
       for (int64_t r = 0; r < n; ++r) {
         const WeightNorm<double, kShrinks> norm(all[r]);
         for (int64_t i = run_start(row + r, o), end = i + inner; i < end; ++i) {
           const double x = wide(w[i]);
           if (D == kValue || D == kPair) out[i] = (S)(Stored)norm.value(x);
-          if (D == kFirst || D == kPair) first_result()[i] = (S)(Stored)norm.first_g(wide(g[i]), x);
+          if (kOnlyFirst || D == kPair) first_result()[i] = (S)(Stored)norm.first_g(wide(g[i]), x);
           if (D == kSecond) {
             out[i] = (S)(Stored)norm.first_v(wide(v[i]), x);
             out_w[i] = (S)(Stored)norm.second(wide(v[i]), wide(g[i]), x);
@@ -215,6 +224,7 @@ template <class F> bool for_kernel(const Call& call, F f) {
       case kFirst: return f(Kernel<S, kFirst>(call));
       case kSecond: return f(Kernel<S, kSecond>(call));
       case kPair: return f(Kernel<S, kPair>(call));
+      case kScales: return f(Kernel<S, kScales>(call));
     }
   });
 }

@@ -9,18 +9,21 @@ For the 20 convolutions of the CIFAR ResNet-18 (11 shapes), float32, kernel P(w)
 
 beside ``torch.func.jvp`` and ``torch.func.vjp`` of the layer and the products written by hand with torch's own
 operations. One forward convolution is ``conv2d(x, P)`` with the normalised kernel ready. Times are CPU seconds of the
-process, every variant once in each round; the ratio is that of the sums over the convolutions, the median over rounds,
-with the quartiles beside it.
+process. In each round every variant passes through the 20 convolutions once, one after the other, as a network does: each
+has weights of its own, and finds them out of cache. The ratio is that of the passes, the median over rounds, with the
+quartiles beside it. --alone repeats all variants of one convolution before it goes to the next one, which leaves that
+one's kernel in cache for whichever variant follows another that has read it.
 
 A block of HEAP bytes is freed before anything is measured: glibc then keeps freed memory for the next call. In a process
 that has freed nothing larger than one output it returns the top of the heap again and again, and the page faults of
 fresh outputs take up to half of a convolution's time, by chance more in one variant than in another (--cold shows it).
 
-    python tests/benchmarks/products.py [--rounds 15] [--batch 8] [--norm weight|entry] [--shapes] [--cold]
+    python tests/benchmarks/products.py [--rounds 15] [--batch 8] [--norm weight|entry] [--shapes] [--cold] [--alone]
 """
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -112,6 +115,20 @@ def check(found, expected) -> None:
         torch.testing.assert_close(a.flatten(), b.flatten(), rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
 
+def times_of(layers: list[Variants], rounds: int, alone: bool) -> list[dict[str, list[float]]]:
+    """CPU seconds of each layer's variants, round by round, after a first round that nothing counts."""
+    if alone:
+        return [cpu_seconds(layer, rounds) for layer in layers]
+    seconds = [{name: [] for name in layer} for layer in layers]
+    for _ in range(1 + rounds):
+        for name in layers[0]:
+            for layer, times in zip(layers, seconds):
+                start = time.process_time()
+                layer[name]()
+                times[name].append(time.process_time() - start)
+    return [{name: times[1:] for name, times in layer.items()} for layer in seconds]
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,22 +136,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--norm", choices=LAYERS, default="weight")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shapes", action="store_true", help="the ratios of each shape, too")
+    parser.add_argument("--shapes", action="store_true", help="the ratios of each convolution, too")
     parser.add_argument("--cold", action="store_true", help="leave the heap as a fresh process has it")
+    parser.add_argument("--alone", action="store_true", help="one convolution after the other, each again and again")
     arguments = parser.parse_args()
     if not arguments.cold:
         torch.empty(HEAP, dtype=torch.uint8)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(native.report())
-    sums: dict[str, list[float]] = {}
-    for count, shape, size in resnet18_convolutions():
-        seconds = cpu_seconds(variants(arguments.norm, shape, size, arguments.batch), arguments.rounds)
-        for name, times in seconds.items():
-            old = sums.get(name, [0.0] * len(times))
-            sums[name] = [a + count * b for a, b in zip(old, times)]
-        if arguments.shapes:
-            print(count, shape, size, *(f"{name} {ratio(seconds, name):.2f};" for name in seconds), flush=True)
+    shapes = [(shape, size) for count, shape, size in resnet18_convolutions() for _ in range(count)]
+    layers = [variants(arguments.norm, *shape, arguments.batch) for shape in shapes]
+    seconds = times_of(layers, arguments.rounds, arguments.alone)
+    if arguments.shapes:
+        for shape, of_layer in zip(shapes, seconds):
+            print(*shape, *(f"{name} {ratio(of_layer, name):.2f};" for name in of_layer), flush=True)
+    sums = {name: [sum(parts) for parts in zip(*(layer[name] for layer in seconds))] for name in layers[0]}
     print(f"\none convolution over all layers, batch {arguments.batch}: {1e3 * min(sums['conv']):.1f} ms CPU")
     print(f"{arguments.norm} normalisation, multiples of it:")
     for name, times in sums.items():

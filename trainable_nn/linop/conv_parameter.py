@@ -75,6 +75,7 @@ class ConvParameterJacobian(LinearMap):
         self._has_forward_mode = read.source is None or not nn.utils.parametrize.is_parametrized(read.source.layer)
         self.dtype, self.device = x.dtype, x.device
         self._normalisation = normalisation_of(read) if len(self.parameters) == 1 else None
+        self._parameter = next(iter(self.parameters.values()), None)
         self._arguments = geometry_arguments(self.geometry, self.transposed)
         narrow, wide = self.geometry.narrow, self.geometry.wide
         self._sample = wide if self.transposed else narrow
@@ -125,25 +126,21 @@ class ConvParameterJacobian(LinearMap):
         dw = self._apply("joint_rmv", self._pull, u, self.shape[0], self.shape[1])
         return dw, self._apply("joint_rmv", self._pull_x, u, self.shape[0], self.x.numel())
 
-    @property
-    def _parameter(self) -> Tensor:
-        return next(iter(self.parameters.values()))
-
     def _fuses(self, name: str, *vectors: tuple[Tensor, int]) -> bool:
         """Whether one operator does it; the vectors and their lengths are checked."""
+        flat = self._normalisation is not None
         for vector, length in vectors:
             self._check(vector, name, length)
-        given = [vector for vector, _ in vectors]
-        watched = [*given, self._parameter, self._batch, *([] if self.layer_bias is None else [self.layer_bias])]
-        return self._normalisation is not None and all(v.dim() == 1 for v in given) and may_fuse(*watched)
+            flat = flat and vector.dim() == 1
+        bias = self._parameter if self.layer_bias is None else self.layer_bias
+        return flat and may_fuse(*(vector for vector, _ in vectors), self._parameter, self._batch, bias)
 
     def _tangents(self, dw: Tensor, dx: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """dw, dx, w and x as the operators take them."""
-        images = dx.reshape(self._batch.shape), self._batch
+        w, x, dx = self._parameter, self._batch, dx.reshape(self._batch.shape)
         if not self.transposed:
-            images = tuple(map(self.geometry.padded, images))
-        w = self._parameter
-        return dw[: self.kernel_parameters].reshape(w.shape), images[0], w, images[1]
+            x, dx = self.geometry.padded(x), self.geometry.padded(dx)
+        return (dw[: self.kernel_parameters] if self.has_bias else dw).reshape(w.shape), dx, w, x
 
     def _along_bias(self, t: Tensor, dw: Tensor) -> Tensor:
         return t + self._along_pixels(dw[self.kernel_parameters :]) if self.has_bias else t

@@ -8,6 +8,8 @@ from ..ops.differentiable import nothing_differentiates
 from .convolution_reader import Convolution
 from .geometry import Geometry
 
+_compiling = torch.compiler.is_compiling
+
 
 def normalisation_of(read: Convolution) -> tuple[str, tuple[float, ...]] | None:
     """(operator, constants) of the map P from the one free parameter to the kernel; None: P is something else.
@@ -42,6 +44,4 @@ def geometry_arguments(geometry: Geometry, transposed: bool) -> tuple:
 
 def may_fuse(*tensors: Tensor) -> bool:
     """Whether the operators, which differentiate nothing, may run: no autograd, transform or compiler watches."""
-    if torch.compiler.is_compiling() or any(t.is_complex() for t in tensors):
-        return False
-    return nothing_differentiates(*tensors)
+    return not _compiling() and nothing_differentiates(*tensors) and not any(t.is_complex() for t in tensors)

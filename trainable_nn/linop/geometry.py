@@ -8,6 +8,7 @@ convolution is the same form read from narrow to wide.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -97,8 +98,12 @@ class Geometry:
         i = torch.arange(self.narrow[1 + axis], device="cpu")[:, None] * self.stride[axis]
         return line[i + torch.arange(self.kernel[2 + axis], device="cpu") * self.dilation[axis]]
 
+    @cached_property
+    def _pads(self) -> bool:
+        return any(map(any, self.edges))
+
     def padded(self, x: Tensor) -> Tensor:
-        if not any(map(any, self.edges)):
+        if not self._pads:
             return x
         return F.pad(x, _as_torch(self.edges), mode="constant" if self.mode == "zeros" else self.mode)
 

@@ -92,6 +92,9 @@ class LinearMap:
         return product(vectors.mT).mT
 
     def _check(self, vectors: Tensor, name: str, length: int) -> None:
+        if isinstance(vectors, Tensor) and vectors.dtype is self.dtype and vectors.device == self.device:
+            if vectors.dim() == 1 and vectors.numel() == length:
+                return  # what comes most often, and in a hurry
         where = f"{type(self).__name__}.{name}"
         if not isinstance(vectors, Tensor):
             raise TypeError(f"{where}: a tensor is needed, got {type(vectors).__name__}. Use torch.as_tensor.")

@@ -20,16 +20,22 @@ import math
 import torch
 from torch import Tensor
 
+from .eager import may_look_at
 from .entry_norm import kernels as entry_norm
 from .pace import channels_last_pays, matrices_beat_convolutions
 from .registry import define
 from .weight_norm import kernels as weight_norm
+from .weight_norm import scales as weight_norm_scales
 
 GEOMETRY = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 NORMALISED = f"str normalisation, float[] constants, {GEOMETRY}"
 _PAIRS = {"entry_norm": entry_norm.pair, "weight_norm": weight_norm.pair}
 _DERIVATIVES = {"entry_norm": entry_norm.first, "weight_norm": weight_norm.first}
 IDENTITY = "identity"  # P(w) = w
+_BLOCK = 2**21  # bytes of the kernel's rows that one thread normalises at once
+_LANES = 64  # rows, of which a block is a multiple: oneDNN's own blocks divide it
+_IMAGES_PER_KERNEL = 16
+_MODERATE = 2.0**32
 
 
 def _pair(name: str, dw: Tensor, w: Tensor, constants) -> tuple[Tensor, Tensor]:
@@ -38,6 +44,20 @@ def _pair(name: str, dw: Tensor, w: Tensor, constants) -> tuple[Tensor, Tensor]:
 
 def _along(name: str, dw: Tensor, w: Tensor, constants) -> Tensor:
     return dw if name == IDENTITY else _DERIVATIVES[name](dw, w, *constants)
+
+
+def _factored(name: str, dw: Tensor, w: Tensor, constants) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A kernel, DP(w) dw, and what the filters' outputs are multiplied with; without it, the kernel is P(w) itself.
+
+    A normalised row is a number times the row, so that P(w) need not be written; not where w's size could let a product
+    overflow or vanish that P(w) would not.
+    """
+    if name == "weight_norm" and w.dtype in (torch.float32, torch.float64):
+        along, scale = weight_norm_scales(dw, w, *constants)
+        least, most = scale.aminmax()
+        if 1 / _MODERATE <= least and most <= _MODERATE:
+            return w, along, scale.to(w.dtype).reshape(-1, *(1,) * (w.dim() - 2))
+    return *_pair(name, dw, w, constants), None
 
 
 def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry) -> Tensor:
@@ -95,28 +115,62 @@ def _add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias.reshape(-1, *(1,) * (y.dim() - 2))
 
 
+def _rows_at_once(x: Tensor, w: Tensor, normalisation: str, geometry) -> int:
+    """Rows of the kernel for which P and DP stay in cache from the pass that writes them to the convolutions that read them.
+
+    Each block reads the images again, so that this pays only where they are small beside the kernel.
+    """
+    transposed, groups = geometry[3], geometry[5]
+    if _IMAGES_PER_KERNEL * x.numel() > w.numel() or normalisation == IDENTITY or transposed or groups != 1 or not x.is_cpu:
+        return len(w)
+    rows = _BLOCK // (w.element_size() * w[0].numel()) * torch.get_num_threads()
+    return max(round(rows / _LANES), 1) * _LANES
+
+
 def _jvp(dw, dx, w, x, bias, normalisation, constants, *geometry):
-    kernel, along = _pair(normalisation, dw, w, constants)
-    if _as_matrices(x, kernel, geometry):
+    if w.numel() < x.numel():
+        kernel, along = _pair(normalisation, dw, w, constants)
+        y, t = _convolve(x, kernel, bias, geometry), _convolve(x, along, None, geometry)
+        return y.contiguous(), t.add_(_convolve(dx, kernel, None, geometry)).contiguous()
+    if _as_matrices(x, w, geometry):
+        kernel, along = _pair(normalisation, dw, w, constants)
         patches, pixels = _patches([x, dx], kernel, geometry), _pixels(x, kernel, geometry)
         n = patches.shape[2]
         both = kernel.flatten(1) @ patches.flatten(1)
         t = both[:, n:].addmm_(along.flatten(1), patches[:, 0])
         return _add_bias(_image(both[:, :n], pixels), bias), _image(t, pixels)
-    if kernel.numel() >= x.numel():
-        both = _convolve(torch.cat((x, dx)), kernel, None, geometry)
-        y = _add_bias(both[: len(x)].clone(), bias)
-        return y.contiguous(), _convolve(x, along, None, geometry).add_(both[len(x) :]).contiguous()
-    y, t = _convolve(x, kernel, bias, geometry), _convolve(x, along, None, geometry)
-    return y.contiguous(), t.add_(_convolve(dx, kernel, None, geometry)).contiguous()
+    images, rows = torch.cat((x, dx)), _rows_at_once(x, w, normalisation, geometry)
+    if rows >= len(w):
+        kernel, along = _pair(normalisation, dw, w, constants)
+        y, moved = _convolve(images, kernel, None, geometry).split(len(x))
+        t = _convolve(x, along, None, geometry).add_(moved)
+        return _add_bias(y.clone(), bias).contiguous(), t.contiguous()
+    values, tangents = [], []
+    for dw_rows, w_rows in zip(dw.split(rows), w.split(rows)):
+        kernel, along, scale = _factored(normalisation, dw_rows, w_rows, constants)
+        both = _convolve(images, kernel, None, geometry)
+        y, moved = (both if scale is None else both.mul_(scale)).split(len(x))
+        values.append(y)
+        tangents.append(_convolve(x, along, None, geometry).add_(moved))
+    return _add_bias(torch.cat(values, 1), bias).contiguous(), torch.cat(tangents, 1).contiguous()
 
 
 def _tangent(dw, dx, w, x, normalisation, constants, *geometry):
+    if w.numel() >= x.numel():
+        if _as_matrices(x, w, geometry):
+            kernel, along = _pair(normalisation, dw, w, constants)
+            patches = _patches([x, dx], kernel, geometry)
+            t = (along.flatten(1) @ patches[:, 0]).addmm_(kernel.flatten(1), patches[:, 1])
+            return _image(t, _pixels(x, kernel, geometry))
+        rows = _rows_at_once(x, w, normalisation, geometry)
+        if rows < len(w):
+            tangents = []
+            for dw_rows, w_rows in zip(dw.split(rows), w.split(rows)):
+                kernel, along, scale = _factored(normalisation, dw_rows, w_rows, constants)
+                t, moved = _convolve(x, along, None, geometry), _convolve(dx, kernel, None, geometry)
+                tangents.append(t.add_(moved) if scale is None else t.addcmul_(moved, scale))
+            return torch.cat(tangents, 1).contiguous()
     kernel, along = _pair(normalisation, dw, w, constants)
-    if _as_matrices(x, kernel, geometry):
-        patches = _patches([x, dx], kernel, geometry)
-        t = (along.flatten(1) @ patches[:, 0]).addmm_(kernel.flatten(1), patches[:, 1])
-        return _image(t, _pixels(x, kernel, geometry))
     return _convolve(x, along, None, geometry).add_(_convolve(dx, kernel, None, geometry)).contiguous()
 
 
@@ -137,31 +191,52 @@ def _gram(v, kernel, *geometry):
     return _gradient(_convolve(v, kernel, None, geometry), v, kernel, geometry, of_kernel=False).contiguous()
 
 
+def _directly(operator, implementation):
+    """The operator, without the dispatcher where nothing watches it: the way there and back costs 20 us."""
+
+    def run(*arguments):
+        return (implementation if may_look_at(arguments[0]) else operator)(*arguments)
+
+    return run
+
+
 def _fake_output(x, kernel, geometry) -> Tensor:
     return x.new_empty(_convolve(x, kernel, None, geometry).shape)
 
 
-jvp = define(
-    f"normalised_conv_jvp(Tensor dw, Tensor dx, Tensor w, Tensor x, Tensor? bias, {NORMALISED}) -> (Tensor, Tensor)",
+jvp = _directly(
+    define(
+        f"normalised_conv_jvp(Tensor dw, Tensor dx, Tensor w, Tensor x, Tensor? bias, {NORMALISED}) -> (Tensor, Tensor)",
+        _jvp,
+        lambda dw, dx, w, x, bias, name, c, *g: (_fake_output(x, w, g), _fake_output(x, w, g)),
+        equal_operands=False,
+    ),
     _jvp,
-    lambda dw, dx, w, x, bias, name, c, *g: (_fake_output(x, w, g), _fake_output(x, w, g)),
-    equal_operands=False,
 )
-tangent = define(
-    f"normalised_conv_tangent(Tensor dw, Tensor dx, Tensor w, Tensor x, {NORMALISED}) -> Tensor",
+tangent = _directly(
+    define(
+        f"normalised_conv_tangent(Tensor dw, Tensor dx, Tensor w, Tensor x, {NORMALISED}) -> Tensor",
+        _tangent,
+        lambda dw, dx, w, x, name, c, *g: _fake_output(x, w, g),
+        equal_operands=False,
+    ),
     _tangent,
-    lambda dw, dx, w, x, name, c, *g: _fake_output(x, w, g),
-    equal_operands=False,
 )
-vjp = define(
-    f"normalised_conv_vjp(Tensor u, Tensor w, Tensor x, {NORMALISED}) -> (Tensor, Tensor)",
+vjp = _directly(
+    define(
+        f"normalised_conv_vjp(Tensor u, Tensor w, Tensor x, {NORMALISED}) -> (Tensor, Tensor)",
+        _vjp,
+        lambda u, w, x, name, c, *g: (torch.empty_like(w), x.new_empty(x.shape)),
+        equal_operands=False,
+    ),
     _vjp,
-    lambda u, w, x, name, c, *g: (torch.empty_like(w), x.new_empty(x.shape)),
-    equal_operands=False,
 )
-gram = define(
-    f"conv_gram(Tensor v, Tensor kernel, {GEOMETRY}) -> Tensor",
+gram = _directly(
+    define(
+        f"conv_gram(Tensor v, Tensor kernel, {GEOMETRY}) -> Tensor",
+        _gram,
+        lambda v, kernel, *g: v.new_empty(v.shape),
+        equal_operands=False,
+    ),
     _gram,
-    lambda v, kernel, *g: v.new_empty(v.shape),
-    equal_operands=False,
 )

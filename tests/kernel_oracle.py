@@ -93,6 +93,14 @@ def silu(z):
     return z * s, s + z * s * (1 - s)
 
 
+SELU_ALPHA, SELU_SCALE = mpf("1.6732632423543772848170429916717"), mpf("1.0507009873554804934193349852946")
+
+
+def hardswish(z):
+    inner = (z * (z + 3) / 6, (2 * z + 3) / 6)
+    return (z, mpf(1)) if z > 3 else (mpf(0), mpf(0)) if z <= -3 else inner
+
+
 def root(z):
     return mp.sqrt(1 + z * z)
 
@@ -115,7 +123,9 @@ ACTIVATIONS = {
     modules.Erf1: lambda z, m: scaled((mp.erf(z), 2 / mp.sqrt(mp.pi) * mp.exp(-z * z)), mpf(ERF_TO_SLOPE_1)),
     modules.Arctan: lambda z, m: (mp.atan(z), 1 / (1 + z * z)),
     modules.ISRU: lambda z, m: (z / root(z), root(z) ** -3),
-    nn.ELU: lambda z, m: (z, mpf(1)) if z > 0 else (mp.expm1(z), mp.exp(z)),
+    nn.ELU: lambda z, m: (z, mpf(1)) if z > 0 else scaled((mp.expm1(z), mp.exp(z)), mpf(m.alpha)),
+    nn.SELU: lambda z, m: scaled((z, mpf(1)) if z > 0 else scaled((mp.expm1(z), mp.exp(z)), SELU_ALPHA), SELU_SCALE),
+    nn.Hardswish: lambda z, m: hardswish(z),
     nn.ReLU: lambda z, m: (z, mpf(1)) if z > 0 else (mpf(0), mpf(0)),
     nn.LeakyReLU: lambda z, m: (z, mpf(1)) if z > 0 else (z * mpf(m.negative_slope), mpf(m.negative_slope)),
 }

@@ -95,26 +95,3 @@ def past_threshold(step: Elementwise, z: Tensor, reach: Tensor) -> Tensor | None
     least = beta_of(step) * (z - reach) * (1 - 2.0**-40)
     most = beta_of(step) * (z + reach) * (1 + 2.0**-40)
     return torch.where(most >= THRESHOLD * (1 - 2.0**-40), torch.exp(-least.clamp(max=700.0)) * 1.01, 0.0)
-
-
-def jump_at_zero(step) -> float:
-    """How far the slope of a piecewise linear map jumps: from 0 to its slope, or from the slope of a leak to it."""
-    return (2.0 if step.kind == "LeakyReLU" else 1.0) * step.slope
-
-
-def kinks_of(step) -> tuple[float, ...]:
-    """Where a piecewise linear map has its kinks.
-
-    Raises:
-        UnboundedError: it is none that is known.
-    """
-    far = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
-    if step.kind in ("ReLU", "LeakyReLU"):
-        return (0.0,)
-    if step.kind in ("ReLU6", "Hardtanh"):
-        return tuple(step.forward(far).tolist())
-    if step.kind == "Hardsigmoid":
-        return (-3.0, 3.0)
-    raise UnboundedError(
-        f"{step.path}: nothing bounds the rounding of {step.kind} and its slope. Use ReLU, LeakyReLU, or a smooth activation."
-    )

@@ -15,7 +15,8 @@ from torch import Tensor
 from ...errors import UnboundedError
 from ..regularity.elementwise import Elementwise
 from ..regularity.steps import FixedLinear, Kinked, Sum
-from .activations import jump_at_zero, kinks_of, past_threshold, rounded
+from .activations import past_threshold, rounded
+from .kinks import kinks_of
 from .states import LOST, UP, Gradients, Part, U, Value, largest, norms
 
 
@@ -114,7 +115,7 @@ class ElementwiseRounding(Rounding):
 
 
 class KinkedRounding(Rounding):
-    """A piecewise linear map: where an entry is within its error of a kink, on either side of it."""
+    """A map whose slope jumps: where an entry is within its error of a kink, on either side of it; elsewhere it may bend."""
 
     def check(self, step: Kinked) -> None:
         kinks_of(step)
@@ -124,16 +125,17 @@ class KinkedRounding(Rounding):
 
     def forward(self, step: Kinked, inputs: Sequence[Value]) -> np.ndarray:
         (x,) = inputs
-        rounding = 16 * U * (step.slope * x.norm + abs(step.at_zero) * math.sqrt(x.entries))
+        rounding = 16 * U * step.slope * x.norm + U * (16 * abs(step.at_zero) + kinks_of(step).value) * math.sqrt(x.entries)
         return (step.slope * x.error + (0.0 if step.kind == "ReLU" else rounding)) * UP + LOST
 
     def backward(self, step: Kinked, inputs: Sequence[Value], y: Gradients) -> list[np.ndarray]:
         (x,) = inputs
-        near = _near(step, x)
+        near, kinks = _near(step, x), kinks_of(step)
         size = y.size if y.loose is None else y.size + y.loose * UP
         turned = norms(size * near, len(y.error)) + 2 * y.error * largest(near, len(y.error))
-        own = 0.0 if step.kind == "ReLU" else 8 * U * step.slope
-        return [(step.slope * y.error + jump_at_zero(step) * turned + own * y.norm) * UP + LOST]
+        bent = kinks.curvature * x.error * y.peak if kinks.curvature > 0 else 0.0
+        own = kinks.slope_error * U * y.norm
+        return [(step.slope * y.error + kinks.jump * turned + bent + own) * UP + LOST]
 
     def loose(self, step: Kinked, x: Value, y: Gradients) -> Tensor | None:
         if y.loose is None:
@@ -146,7 +148,7 @@ class KinkedRounding(Rounding):
 def _near(step: Kinked, x: Value) -> Tensor:
     """Which entries may lie on either side of a kink."""
     reach = reach_of(x)
-    return sum(((x.values - kink).abs() <= reach) & (reach > 0) for kink in kinks_of(step)) > 0
+    return sum(((x.values - kink).abs() <= reach) & (reach > 0) for kink in kinks_of(step).places) > 0
 
 
 def reach_of(x: Value) -> Tensor:

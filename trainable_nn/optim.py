@@ -67,6 +67,9 @@ class CertifiedDescent(LRScheduler):
     their rates: excess loss now over excess loss at the start is at most that. A step of 0 means that no descent could be
     proved, usually at the minimum.
 
+    The loss is that of the network in exact arithmetic, at the weights that float64 stores after plain descent along the gradient
+    as it is computed here; a model in float32 stores others. Rounding is part of the proof where ``rounding`` is "proved".
+
     Shape:
         inputs, targets: all samples; the loop must use the same in every iteration.
     Units:
@@ -77,7 +80,7 @@ class CertifiedDescent(LRScheduler):
         CertificateError: a layer has no bounds; the model draws at random; or it does not run in float64.
         TypeError, ValueError: as ``certify``.
     Source:
-        Convexity and smoothness of the cost with a Taylor model along the ray of the step; see ``certify.step``.
+        Convexity and smoothness of the cost with a Taylor model along the ray of the step; see ``certify.step`` and ``certify.ray``.
     """
 
     def __init__(

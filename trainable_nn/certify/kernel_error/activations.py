@@ -2,7 +2,7 @@ r"""How far phi(z) and phi'(z), as torch computes them in float64, are from the 
 
     |fl phi(z) - phi(z)| <= u (value_slope |z| + value),   |fl phi'(z) - phi'(z)| <= u (c0 + c1 |z| + c3 |z|^3)
 
-Assumed: exp, expm1, log1p, tanh, erf, atan and hypot err by at most 4 units in the last place (ELEMENTARY = 8 u), as
+Assumed: exp, expm1, log1p, tanh, erf, atan, hypot and powers err by at most 4 units in the last place (ELEMENTARY = 8 u), as
 vector libraries state; + - * / and roots round correctly. Each number is the sum over torch's own formula, rounded
 up, where the chain of one elementary function after another is
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from kernel_oracle import ACTIVATIONS, Network, Number, exact, knows
 from mpmath import mp, mpf
-from provable_nets import reference_problem
+from provable_nets import provable_net, reference_problem
 from regularity_networks import network
 from test_optim import follow
 from test_outputs_rounding import cancelling, exact_mse
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import trainable_nn as tnn
-from trainable_nn.certify import loss_along
+from trainable_nn.certify import loss_along, outputs_along
 from trainable_nn.certify.kernel_error import outputs_error_at_most
 from trainable_nn.certify.loss_along import ROUNDING, Model, loss_at_most
 from trainable_nn.certify.outputs_along import along_of
@@ -321,10 +321,43 @@ def test_second_derivatives_and_the_slopes_beside_them_err_by_no_more_than_their
         assert abs(phi(mpf(point))[1] - mpf(s)) <= U * float(own.slope_error(torch.tensor(abs(point), dtype=F64)))
 
 
+@pytest.mark.parametrize("activation", SMOOTH, ids=str)
+def test_values_as_a_ray_computes_them_err_by_no_more_than_their_numbers(activation):
+    """A softplus without its threshold."""
+    z = torch.tensor(POINTS, dtype=F64)
+    step = read_graph(activation, z[None], RULES).nodes[-1].step
+    own = rounding.rounded(step)
+    for point, v in zip(POINTS, step.function(z).tolist(), strict=True):
+        off = abs(ACTIVATIONS[type(activation)](mpf(point), activation)[0] - mpf(v))
+        assert off <= U * (own.value_slope * abs(point) + own.value) + 2.0**-1000
+
+
 def test_every_smooth_activation_of_third_order_has_a_second_derivative_with_a_rounding():
     for activation in SMOOTH:
         step = read_graph(activation, torch.zeros(1, 1, dtype=F64), RULES).nodes[-1].step
         assert step.phi.jerk < math.inf and seconds.second_of(step) is not None
+
+
+# Jacobians where they pay
+
+
+@pytest.mark.parametrize(("width", "blocks", "steps", "pays"), [(128, 1, 2, False), (32, 16, 0, True)])
+def test_a_step_asks_for_jacobians_only_where_the_remainder_takes_from_its_fall(width, blocks, steps, pays, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    net, guess = provable_net(32, width, 4, blocks, strength=0.5, leak=0.0), None
+    x, y = torch.randn(16, 32, generator=g, dtype=F64), torch.randn(16, 4, generator=g, dtype=F64)
+    for _ in range(steps):  # the first steps of any network are short
+        gradient = gradient_of(problem_of(net, x, y, "mse"))
+        guess = certified_step(problem_of(net, x, y, "mse"), gradient, guess).step_size
+        net = stored(net, {name: -d for name, d in gradient.items()}, guess)
+    problem, asked, follow_ray = problem_of(net, x, y, "mse"), [], Ray.followed
+    assert Ray(net, x).jacobians.sources and Ray(net, x).jacobians.products > outputs_along.CHEAP
+    monkeypatch.setattr(Ray, "followed", lambda ray, d, sharp=True: (asked.append(sharp), follow_ray(ray, d, sharp))[1])
+    step = certified_step(problem, gradient_of(problem), guess)
+    assert (True in asked) == pays
+    monkeypatch.setattr(outputs_along, "CHEAP", math.inf)  # all at once
+    sharp = certified_step(problem, gradient_of(problem), guess)
+    assert sharp.loss_at_most <= step.loss_at_most * (1 + 1e-9) <= sharp.loss_at_most + 0.02 * (step.loss - sharp.loss_at_most)
 
 
 # what is said of it

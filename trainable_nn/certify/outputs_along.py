@@ -3,6 +3,7 @@ r"""The outputs along rays of any length from the present weights: by Taylor mod
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,12 +13,14 @@ from .entries import NO_ROUNDING
 from .kernel_error.outputs import HOPELESS, REFUSALS
 from .kernel_error.states import UP
 from .layers import sentence
-from .loss_along import ROUNDING, Model
+from .loss_along import ROUNDING, Model, least, loss_at_most
 from .problem import Problem, loss_between, proved
 from .ray import Ray
 from .regularity import PreparedNetwork
 
 WHERE = "certified descent"
+PAYS = 0.01
+CHEAP = 2**22  # products of two numbers on the way to the Jacobians, which are found at once
 BY_BALL = "nothing bounds the rounding of DF g, which the way by a ball takes."
 
 
@@ -33,6 +36,10 @@ class Along:
     def model(self, length: float) -> Model:
         """At theta - u length g."""
         raise NotImplementedError
+
+    def best(self, length: float) -> tuple[float, float]:
+        """The u with the least bound of the loss on this ray, and that bound."""
+        return least(self.problem, self.model(length))
 
 
 def along_of(problem: Problem, gradient: dict[str, Tensor], length: float) -> Along:
@@ -51,14 +58,15 @@ def along_of(problem: Problem, gradient: dict[str, Tensor], length: float) -> Al
 class AlongRay(Along):
     """Taylor models.
 
-    Their rounding is proved. Where a layer has no rule, or where it is hopeless at the present weights as well, it is assumed.
+    Their rounding is proved. Where a layer has no rule, or where it is hopeless at the present weights as well, it is assumed. The
+    network's Jacobians, which a wide one takes long to find, wait until the remainder takes ``PAYS`` of the fall that is found without.
     """
 
     way = "ray"
 
     def __init__(self, problem: Problem, gradient: dict[str, Tensor], ray: Ray, length: float) -> None:
         self.problem, self.gradient, self.ray = problem, gradient, ray
-        self._assumes, reason = False, ""
+        self._assumes, self._sharp, reason = False, ray.jacobians.products <= CHEAP, ""
         try:
             first = self._model(length)
             if not first.slack <= HOPELESS * ray.largest:
@@ -80,8 +88,19 @@ class AlongRay(Along):
         first, self._first = self._first, None
         return first[1] if first is not None and first[0] == length else self._model(length)
 
+    def best(self, length: float) -> tuple[float, float]:
+        model = self.model(length)
+        u, bound = least(self.problem, model)
+        if self._sharp or not self.ray.jacobians.sources:
+            return u, bound
+        still = loss_at_most(self.problem, replace(model, remainder=0.0, entries=None), u)
+        if bound - still <= PAYS * (self.loss_at_least - bound):
+            return u, bound
+        self._sharp = True
+        return least(self.problem, self._model(length))
+
     def _model(self, length: float) -> Model:
-        found = self.ray.followed({name: -length * g for name, g in self.gradient.items()})
+        found = self.ray.followed({name: -length * g for name, g in self.gradient.items()}, self._sharp)
         outputs = found.models[-1]
         slack = self._assumed(outputs.size) if self._assumes else self.ray.rounding(found)
         coefficients = (outputs.c0, outputs.c1, outputs.c2)[: self.ray.order]

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from .entries import NO_ROUNDING
 from .layers import sentence
-from .loss_along import least
 from .outputs_along import WHERE, Along, along_of
 from .problem import Problem, proved
 
@@ -80,7 +79,7 @@ def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float |
     found = _search(along, length)
     if not guess and found.size > 0.0:  # the first steps are the shortest, and later searches start from here
         longer = math.sqrt(GROWTH) * found.size
-        u, bound = least(along.problem, along.model(longer))
+        u, bound = along.best(longer)
         found = min(found, _Found(bound, u * longer), key=lambda f: f.bound)
     bound = found.bound if found.size > 0.0 else along.loss_now_at_most
     rounding = "assumed" if along.reason else "proved"
@@ -98,7 +97,7 @@ def _search(along: Along, length: float) -> _Found:
     """The least bound below the loss now and its step, from rays whose best u is within and not far from their end."""
     best, reached = _Found(along.loss_at_least), False
     for _ in range(TRIES):
-        u, bound = least(along.problem, along.model(length))
+        u, bound = along.best(length)
         better = bound < best.bound
         if better:
             best = _Found(bound, u * length)

@@ -70,11 +70,11 @@ class Ray:
         """
         return self.followed(direction).models[-1]
 
-    def followed(self, direction: Mapping[str, Tensor]) -> Followed:
-        """All steps' models along this ray."""
+    def followed(self, direction: Mapping[str, Tensor], sharp: bool = True) -> Followed:
+        """All steps' models along this ray; sharp: whether the ``Jacobians`` carry remainders, which takes finding them once."""
         with torch.no_grad():
             found = Followed(direction)
-            remainders = Remainders(self.jacobians)
+            remainders = Remainders(self.jacobians, sharp)
             for index, node in enumerate(self.nodes):
                 inputs = [found.models[i] for i in node.inputs]
                 model = self._step(index, node, inputs, found)

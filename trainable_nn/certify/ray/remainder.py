@@ -19,6 +19,7 @@ same sources is added. Bounds are sums and products of numbers that are not nega
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,17 +47,19 @@ class Jacobians:
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
         self.sources = [_is_source(nodes, i) for i in range(len(nodes))]
-        self.kept: dict[int, Tensor] = {}
         self.margin = 2.0 * gamma(sum(_roundings(node) for node in nodes))
-        if not _is_narrow(nodes, self.sources):
+        numbers, self.products = _size(nodes, self.sources)
+        if not 0 < numbers <= MOST_NUMBERS or self.products > MOST_PRODUCTS or not _keep_samples(nodes):
             self.sources = []
-            return
-        with torch.no_grad():
-            self._push()
 
-    def _push(self) -> None:
+    @cached_property
+    def kept(self) -> dict[int, Tensor]:
+        with torch.no_grad():
+            return self._pushed_through() if self.sources else {}
+
+    def _pushed_through(self) -> dict[int, Tensor]:
         """J_s at each step, the sources in a row; what no later step reads is dropped."""
-        nodes, tangents = self.nodes, {}
+        nodes, tangents, kept = self.nodes, {}, {}
         last = {j: i for i, node in enumerate(nodes) for j in node.inputs}
         for i, node in enumerate(nodes):
             here = self._pushed(node, tangents)
@@ -64,11 +67,12 @@ class Jacobians:
                 if last[j] == i:
                     del tangents[j]
             if _is_read(nodes, i) and len(here):
-                self.kept[i] = here.abs().flatten(2)
+                kept[i] = here.abs().flatten(2)
             if self.sources[i]:
                 later = here.new_zeros(self._before(i) - len(here), *node.value.shape)
                 here = torch.cat([here, later, _units(node.value)])
             tangents[i] = here
+        return kept
 
     def _pushed(self, node: Node, tangents: dict[int, Tensor]) -> Tensor:
         total = node.value.new_zeros(0, *node.value.shape)
@@ -90,8 +94,9 @@ class Remainders:
     For each step: its bound, what the absolute values carry to it from all sources, and what is no source yet.
     """
 
-    def __init__(self, jacobians: Jacobians) -> None:
-        self.jacobians = jacobians
+    def __init__(self, jacobians: Jacobians, sharp: bool = True) -> None:
+        """sharp: whether the Jacobians are used, where there are any."""
+        self.jacobians, self.sharp = jacobians, sharp and bool(jacobians.sources)
         self.bounds: list[Tensor] = []
         self._carried: list[Tensor] = []
         self._own: list[Tensor] = []
@@ -102,7 +107,7 @@ class Remainders:
         index = len(self.bounds)
         added = added * UP
         bound = (added + self._through(node, self.bounds)) * UP
-        if self.jacobians.sources:
+        if self.sharp:
             carried = (added + self._through(node, self._carried)) * UP
             own = added
             if isinstance(node.step, Sum | Elementwise):
@@ -165,16 +170,19 @@ def _is_read(nodes: Sequence[Node], index: int) -> bool:
     return index == len(nodes) - 1 or any(isinstance(n.step, Elementwise) and index in n.inputs for n in nodes)
 
 
-def _is_narrow(nodes: Sequence[Node], sources: Sequence[bool]) -> bool:
-    samples, entries, numbers, products = len(nodes[0].value), 0, 0, 0
+def _size(nodes: Sequence[Node], sources: Sequence[bool]) -> tuple[int, int]:
+    """Numbers in all Jacobians, and products of two numbers on the way to them."""
+    entries, numbers, products = 0, 0, 0
     for node, is_source in zip(nodes, sources):
         value = node.value
-        if node.step.mixes_samples or value.dim() == 0 or len(value) != samples:
-            return False
         numbers += entries * value.numel()
         products += entries * value.numel() * (node.step.free.shape[1] if isinstance(node.step, Affine) else 1)
-        entries += value[0].numel() if is_source else 0
-    linear = [n for n in nodes if isinstance(n.step, FixedLinear)]
-    if not 0 < numbers <= MOST_NUMBERS or products > MOST_PRODUCTS:
+        entries += value.numel() // max(len(value), 1) if is_source and value.dim() > 0 else 0
+    return numbers, products
+
+
+def _keep_samples(nodes: Sequence[Node]) -> bool:
+    samples = len(nodes[0].value)
+    if any(n.step.mixes_samples or n.value.dim() == 0 or len(n.value) != samples for n in nodes):
         return False
-    return all(keeps_samples(n.step, nodes[n.inputs[0]].value) for n in linear)
+    return all(keeps_samples(n.step, nodes[n.inputs[0]].value) for n in nodes if isinstance(n.step, FixedLinear))

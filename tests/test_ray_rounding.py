@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import trainable_nn as tnn
-from trainable_nn.certify import loss_along, outputs_along
+from trainable_nn.certify import loss_along, outputs_along, slope_along
 from trainable_nn.certify.kernel_error import outputs_error_at_most
 from trainable_nn.certify.loss_along import ROUNDING, Model, loss_at_most
 from trainable_nn.certify.outputs_along import along_of
@@ -370,12 +370,16 @@ def test_a_step_says_that_its_rounding_is_proved():
     assert descent.rounding == "proved"
 
 
-def test_the_way_by_a_ball_says_that_its_rounding_is_assumed():
+def test_the_way_by_a_ball_of_many_outputs_says_that_its_rounding_is_assumed(monkeypatch):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, eps=0.5), nn.Linear(4, 2)).double()
     x = torch.randn(6, 5, dtype=F64)
-    _, descent = follow(net, x, torch.ones(6, 2, dtype=F64), steps=1)
-    assert descent.rounding == "assumed" and "DF g" in descent.history[0].reason
+    _, descent = follow(copy.deepcopy(net), x, torch.ones(6, 2, dtype=F64), steps=1)
+    assert {(step.way, step.rounding) for step in descent.history} == {("ball", "proved")}
+    monkeypatch.setattr(slope_along, "MOST_OUTPUTS", 11)
+    losses, descent = follow(net, x, torch.ones(6, 2, dtype=F64), steps=1)
+    assert descent.rounding == "assumed" and "more than 11 outputs" in descent.history[0].reason
+    assert losses[1] <= descent.history[0].loss_at_most < descent.history[0].loss
 
 
 def test_an_activation_without_a_rule_and_a_cost_without_one_say_that_rounding_is_assumed(monkeypatch):

@@ -11,17 +11,17 @@ from torch import Tensor
 from ..errors import CertificateError, UnboundedError
 from .entries import NO_ROUNDING
 from .kernel_error.outputs import HOPELESS, REFUSALS
-from .kernel_error.states import UP
+from .kernel_error.states import UP, U
 from .layers import sentence
 from .loss_along import ROUNDING, Model, least, loss_at_most
 from .problem import Problem, loss_between, proved
 from .ray import Ray
 from .regularity import PreparedNetwork
+from .slope_along import proved_slope
 
 WHERE = "certified descent"
 PAYS = 0.01
 CHEAP = 2**22  # products of two numbers on the way to the Jacobians, which are found at once
-BY_BALL = "nothing bounds the rounding of DF g, which the way by a ball takes."
 
 
 class Along:
@@ -111,30 +111,49 @@ class AlongRay(Along):
 
 
 class AlongBall(Along):
-    """DF g, and the second derivative on the ball that a ray reaches."""
+    """DF g, and the second derivative on the ball that a ray reaches.
+
+    The weights that float64 stores are within d of the ray, parameter by parameter. With v the norms of the moves, DF d and the
+    second derivative's share of it, v^T Q d + d^T Q d / 2, are beside the rounding of DF g.
+    """
 
     way = "ball"
 
     def __init__(self, problem: Problem, gradient: dict[str, Tensor]) -> None:
-        super().__init__(problem, BY_BALL)
-        moved = {name: problem.parameters[name].detach() for name in gradient}
-        self.norms = {name: float(g.norm()) * UP for name, g in gradient.items()}
-        self.start, self.slope = torch.func.jvp(problem.outputs_at, (moved,), (gradient,))
+        reason = "" if problem.refused is None else sentence(problem.refused)
         try:
-            self.prepared = PreparedNetwork(problem.model, problem.inputs)
+            self.slope, self.off = proved_slope(problem, gradient)
+        except REFUSALS as refused:
+            moved = {name: problem.parameters[name].detach() for name in gradient}
+            _, self.slope = torch.func.jvp(problem.outputs_at, (moved,), (gradient,))
+            self.off, reason = 0.0, reason or sentence(refused)
+        super().__init__(problem, reason)
+        self._assumes = bool(reason)
+        self.norms = {name: float(g.norm()) * UP for name, g in gradient.items()}
+        self.weights = {name: float(problem.parameters[name].detach().norm()) * UP for name in gradient}
+        try:
+            self.prepared = PreparedNetwork(problem.model, problem.inputs, known=problem.known)
         except UnboundedError as error:
             raise CertificateError(f"{WHERE}: no step is proved for this network. {error}") from error
 
     def model(self, length: float) -> Model:
-        norms = {name: length * norm for name, norm in self.norms.items()}
-        found = self.prepared.on_ball(math.sqrt(sum(n * n for n in norms.values())) * UP)
-        v = torch.tensor([norms[path] for path in found.paths], dtype=torch.float64)
-        bent = float(v @ torch.from_numpy(found.Q) @ v) / 2
+        moves = {name: length * norm for name, norm in self.norms.items()}
+        stored = {name: (4.0 * self.weights[name] + 8.0 * move) * U for name, move in moves.items()}
+        whole = math.sqrt(sum((moves[name] + stored[name]) ** 2 for name in moves)) * UP
+        found = self.prepared.on_ball(whole)
+        v, d = (torch.tensor([n[path] for path in found.paths], dtype=torch.float64) for n in (moves, stored))
+        Q = torch.from_numpy(found.Q)
+        bent = float(v @ Q @ v) / 2
         if not math.isfinite(bent) and not math.isfinite(self.prepared.on_ball(0.0).jacobian_lipschitz):
             raise CertificateError(
                 f"{WHERE}: no step is proved for this network, since the slope of one of its layers jumps. Use "
                 "smooth activations (SmoothReLU, Softplus0, GELU1, Tanh) in place of ReLU and max pooling."
             )
-        assumed = ROUNDING * float(self.start.norm() + length * self.slope.norm())
-        slack = (self.problem.outputs_error or 0.0) + assumed
-        return Model((self.start, -length * self.slope), bent * UP, 2, slack)
+        size = float(self.problem.outputs.norm() + length * self.slope.norm())
+        slack = (self.problem.outputs_error or 0.0) + length * self.off
+        if self._assumes:
+            slack += ROUNDING * size
+        else:
+            turned = found.jacobian * float(d.norm()) + float(v @ Q @ d + d @ Q @ v) / 2 + float(d @ Q @ d) / 2
+            slack = (slack + turned + 8 * U * size) * UP
+        return Model((self.problem.outputs, -length * self.slope), bent * UP, 2, slack)

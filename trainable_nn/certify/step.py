@@ -8,8 +8,9 @@ the step can reach, \|rho(u)\| <= v^T Q v u^2 / 2 with v the norms of the parame
 
 The statement is of the network in exact arithmetic, at the weights theta - h g and at all that float64 may store for them: within
 4 u \|theta\| + 8 u h \|g\| of it, entry by entry, u = 2^-53; g is the gradient that is given, not the exact one. Rounding of p, of E and of the
-loss is proved along a ray (``ray.rounding``) wherever the layers have rules and the cost states its own. Elsewhere it is assumed, 2^-40 of their
-sizes: on the way by a ball, for a layer without a rule, and where norms multiply until the bound says nothing. ``Step.rounding`` says which.
+loss is proved (``ray.rounding``, ``slope_along``) wherever the layers have rules and the cost states its own. Elsewhere it is assumed, 2^-40
+of their sizes: for a layer without a rule, for many outputs by a ball, and where norms multiply until the bound says nothing. ``Step.rounding``
+says which.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import trainable_nn as tnn
 from trainable_nn.certify import loss_along, outputs_along, slope_along
 from trainable_nn.certify.kernel_error import outputs_error_at_most
+from trainable_nn.certify.kernel_error.activations import Rounded
 from trainable_nn.certify.loss_along import ROUNDING, Model, loss_at_most
 from trainable_nn.certify.outputs_along import along_of
 from trainable_nn.certify.problem import problem_of
@@ -168,6 +169,23 @@ def test_without_the_rounding_of_affine_layers_the_bound_would_be_wrong(monkeypa
     ray = Ray(net, x)
     found = ray.followed(direction)
     off = excess(exact_outputs(net, x, direction, 1.0), found.models[-1], 1.0, ray.order)
+    assert off > ray.rounding(found)
+
+
+def test_without_the_rounding_of_activations_the_bound_would_be_wrong(monkeypatch):
+    """Two units whose inputs are equal but for the last digits: their outputs' rounding is all that is left of them."""
+    net = nn.Sequential(nn.Linear(1, 2), tnn.Tanh(), nn.Linear(2, 1, bias=False)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0], [1.0 + 2.0**-40]], dtype=F64))
+        net[0].bias.zero_()
+        net[2].weight.copy_(torch.tensor([[1.0, -1.0]]))
+    x = torch.tensor([[0.25 * k] for k in range(1, 9)], dtype=F64)  # all products are exact
+    ray = Ray(net.requires_grad_(False), x)
+    found = ray.followed({})
+    off = excess(exact_outputs(net, x, {}, 0), found.models[-1], 1.0, ray.order)
+    monkeypatch.setattr(rounding, "gamma", lambda terms: 0.0)
+    assert 0 < off <= ray.rounding(found) <= 1e3 * off
+    monkeypatch.setattr(rounding, "rounded", lambda step: Rounded(0.0, 0.0, 0.0))
     assert off > ray.rounding(found)
 
 

@@ -71,9 +71,9 @@ def certified_step(problem: Problem, gradient: dict[str, Tensor], guess: float |
         CertificateError: some layer has neither a Taylor rule nor bounds of its derivatives.
     """
     norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values()))
-    length = guess if guess else _first_guess(problem, gradient, norm)
     if norm == 0.0:
         return _no_step(problem)
+    length = guess if guess else _first_guess(problem, gradient, norm)
     along = along_of(problem, gradient, length)
     if along.loss_at_least <= problem.cost.infimum:
         return _no_step(problem)
@@ -125,4 +125,4 @@ def _first_guess(problem: Problem, gradient: dict[str, Tensor], norm: float) -> 
     moved = {name: problem.parameters[name].detach() for name in gradient}
     _, slope = torch.func.jvp(problem.outputs_at, (moved,), (gradient,))
     speed = float(slope.square().sum())
-    return norm**2 / (problem.cost.smoothness * speed) if speed > 0 else 1.0 / max(norm, 1e-300)
+    return norm**2 / (problem.cost.smoothness * speed) if speed > 0 else 1.0 / norm

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -23,6 +23,7 @@ from ..regularity.graph import Node
 from ..regularity.network import graph_of
 from ..regularity.rules import RULES
 from ..regularity.steps import FixedLinear, Input, Step, Sum
+from .followed import Followed
 from .jerks import largest_jerk
 from .linear import apply_weight
 from .remainder import Jacobians, Remainders
@@ -31,16 +32,6 @@ from .seconds import second_of
 from .taylor import Taylor, composed, composed_to_second, constant, product
 from .weight_rounding import norm
 from .weights import order_of, weight_along
-
-
-@dataclass(frozen=True)
-class Followed:
-    """models of all steps along one ray; for an affine step at its place the model of its weight, w and its move, and the bias's move."""
-
-    direction: Mapping[str, Tensor]
-    models: list[Taylor] = field(default_factory=list)
-    weights: dict[int, tuple[Taylor, Tensor, Tensor]] = field(default_factory=dict)
-    shifts: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Ray:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -35,12 +34,10 @@ from ..regularity.elementwise import Elementwise
 from ..regularity.graph import Node
 from ..regularity.patches import applied
 from ..regularity.steps import FixedLinear, Input, Sum
+from .followed import Followed
 from .seconds import second_of
 from .taylor import Taylor
 from .weight_rounding import norm, stored, weight_error_along
-
-if TYPE_CHECKING:
-    from .network import Followed
 
 QUICK = AffineRounding(quick=True)
 
@@ -57,7 +54,7 @@ def outputs_rounding(nodes: Sequence[Node], found: Followed) -> float:
     for index, node in enumerate(nodes):
         errors.append(_error(nodes, found, index, [errors[i] for i in node.inputs]))
     outputs = found.models[-1]
-    error = errors[-1] + 8 * U * norm(outputs.size - outputs.r)
+    error = errors[-1] + 8 * U * norm(outputs.size)
     return error * UP if math.isfinite(error) else math.inf
 
 

@@ -413,7 +413,7 @@ def test_some_parameters_alone_have_a_smaller_bound():
 def test_pieces_of_the_batch_give_what_the_whole_gives(monkeypatch):
     model, x = eight_blocks(), torch.randn(7, 6, dtype=F64)
     whole = jacobian_error_at_most(model, x)
-    monkeypatch.setattr(importlib.import_module(f"{PACKAGE}.bound"), "MOST_NUMBERS", 1)
+    monkeypatch.setattr(importlib.import_module(f"{PACKAGE}.pieces"), "MOST_NUMBERS", 1)
     parts = jacobian_error_at_most(model, x)
     assert parts.jacobian == pytest.approx(whole.jacobian, rel=1e-4)
     assert parts.factors == pytest.approx(whole.factors, rel=1e-4)

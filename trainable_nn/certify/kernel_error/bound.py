@@ -30,14 +30,12 @@ from torch import Tensor, nn
 from ...linop import ntk
 from ...theory.rounding import down, up
 from ..regularity.following import FollowingScale
-from ..regularity.network import check_inputs, parameter_names, read_graph
-from ..regularity.rules import RULES
+from ..regularity.network import parameter_names
+from .pieces import Pieces
 from .states import UP, Part, gamma
-from .walk import check, errors_of
+from .walk import errors_of
 
 PIECE = 2**15  # columns that ``linop.ntk`` multiplies before a float64 sum takes over
-MOST_NUMBERS = 2**27  # of float64 kept at once for one piece of the batch
-KEPT = 5  # numbers kept for each activation: value, gradient, its size, and two on the way
 WHERE = "kernel_error_at_most"
 
 
@@ -126,21 +124,14 @@ def jacobian_error_at_most(
     Raises:
         As ``kernel_error_at_most``; UnboundedError also for a network that is given up.
     """
-    known = {} if known is None else known
-    check_inputs(model, inputs)
-    probe = read_graph(model, inputs[: min(2, len(inputs))], RULES, known)
-    check(probe)
-    meet = any(node.step.mixes_samples for node in probe.nodes)
-    numbers = KEPT * sum(node.value.numel() for node in probe.nodes) / min(2, len(inputs))
-    size = len(inputs) if meet else max(1, min(len(inputs), int(MOST_NUMBERS / numbers)))
-    whole = meet or any(isinstance(node.step, FollowingScale) for node in probe.nodes)  # rows are formed before they meet
-    total = _Total(math.inf if whole else PIECE)
-    for piece in inputs.split(size):
-        graph = read_graph(model, piece, RULES, known)
+    pieces = Pieces(model, inputs, {} if known is None else known)
+    scaled = any(isinstance(node.step, FollowingScale) for node in pieces.probe.nodes)  # rows are formed before they meet
+    total = _Total(math.inf if pieces.meet or scaled else PIECE)
+    for graph, samples in pieces:
         every = parameter_names(model, graph)
         wanted = {key: name for key, name in every.items() if names is None or name in names}
         if wanted:
-            found = errors_of(graph, {i for i, _ in wanted}, 1 if meet else len(piece), most)
+            found = errors_of(graph, {i for i, _ in wanted}, samples, most)
             total.add([(wanted.get((i, part.name)), part) for i, part in found])
     columns = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names))
     return total.joined(columns)

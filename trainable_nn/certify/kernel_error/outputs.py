@@ -18,13 +18,11 @@ from ...errors import TrainableNNError, UnboundedError
 from ...theory.rounding import up
 from ..regularity.affine import Affine
 from ..regularity.graph import Graph
-from ..regularity.network import check_inputs, read_graph
-from ..regularity.rules import RULES
 from .affine import AffineRounding
-from .bound import KEPT, MOST_NUMBERS
+from .pieces import Pieces
 from .states import UP, norms
 from .walk import RULES as ROUNDINGS
-from .walk import check, values_of
+from .walk import values_of
 
 HOPELESS = 1e-4  # of the largest value in the network, that the bound may be: above it norms have multiplied, and nothing is said
 WORSE = 4.0
@@ -56,17 +54,9 @@ def errors_on_balls(model: nn.Module, inputs: Tensor, radii: Sequence[float], *,
     Raises:
         As ``outputs_error_at_most``, for the first radius.
     """
-    known = {} if known is None else known
-    check_inputs(model, inputs)
-    probe = read_graph(model, inputs[: min(2, len(inputs))], RULES, known)
-    check(probe)
-    meet = any(node.step.mixes_samples for node in probe.nodes)
-    numbers = KEPT * sum(node.value.numel() for node in probe.nodes) / min(2, len(inputs))
-    size = len(inputs) if meet else max(1, min(len(inputs), int(MOST_NUMBERS / numbers)))
     squares = np.zeros(len(radii))
-    for piece in inputs.split(size):
-        graph = probe if len(piece) == len(inputs) <= 2 else read_graph(model, piece, RULES, known)
-        squares += [_square(graph, 1 if meet else len(piece), radius, k == 0) for k, radius in enumerate(radii)]
+    for graph, samples in Pieces(model, inputs, {} if known is None else known):
+        squares += [_square(graph, samples, radius, k == 0) for k, radius in enumerate(radii)]
     return [up(math.sqrt(square), 4) * UP for square in squares.tolist()]
 
 

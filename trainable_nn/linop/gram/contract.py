@@ -8,6 +8,7 @@
 Products run in the network's dtype, and are added up in float64.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from .cost import Rates, rates
 from .features import Factors
-from .inner import COLUMNS, inner_products, parts_of_square
-from .rows import Block
+from .inner import inner_products, own_products
+from .rows import Block, tiles
 
 WAYS = ("explicit", "structured", "mixed")
 
@@ -42,7 +43,8 @@ def seconds(way: str, size: Size, rate: Rates) -> float:
         rows = size.samples * k * t * d * o * g * rate.row(t)
         moved = size.samples * (t * d + k * t * o + 2 * k * o * d) * g
         return rows + size.pairs * k * k * o * d * g * rate.inner(size.samples * k) + moved * rate.move
-    entries = size.pairs * t * t * (1 + min(1.0, _tile(way, size, SQUARES) / size.samples))  # tiles on the diagonal are computed whole
+    # tiles on the diagonal are computed whole
+    entries = size.pairs * t * t * (1 + min(1.0, _tile(way, size, math.inf) / size.samples))
     meet = entries * size.width_meets * g * rate.gemm
     if way == "structured":
         return meet + entries * k * k * (g * o * rate.gemm + PASSES * rate.move)
@@ -53,7 +55,7 @@ def seconds(way: str, size: Size, rate: Rates) -> float:
 def _tile(way: str, size: Size, room: float) -> int:
     """How many samples on a side are taken together, of which all tables have so many numbers."""
     k, t = size.outputs if way == "structured" else 1, size.positions
-    return max(1, int((min(room, SQUARES) / 4) ** 0.5 / (k * t)))
+    return max(1, int(min(SIDE, (room / 4) ** 0.5) / (k * t)))
 
 
 def _size(factors: Factors, block: Block, trace: bool) -> Size:
@@ -96,40 +98,56 @@ def _merged(rows: Tensor, trace: bool) -> Tensor:
 
 CACHE = 2**20  # bytes of the mixed way's middle result, which is written and read at once
 ROWS = 3 * 2**23  # bytes of explicit rows at once: larger buffers are mapped anew by the system at every use
-SQUARES = 3 * 2**22  # numbers in all tables of positions by positions at once, for the same reason
+PART = 2**22  # the same where they are cut, so that their products find them in the cache
+SIDE = 512  # of a table of positions by positions: it stays in the cache, and of the lower half little is computed
 PASSES = 8  # numbers that are moved for each of the two tables' products, with what their buffers cost
 TRANSPOSED = 15  # numbers that are moved in the time that one takes in a table whose axes change places
-LEAST_ROW = 256  # of the O K in one product, so that it is a large one
+LEAST = 128  # of the O K in one product of explicit rows, so that it is a large one
+LEAST_WHOLE = 32  # of O in one call of a convolution that makes rows, for the same reason
 
 
 def _products(a: Tensor, b: Tensor, left: slice, right: slice, add, same: bool) -> None:
-    m, k, _ = a.shape
-    size = -(-m // min(parts_of_square(m * k), m)) if same else m
-    for i in range(0, m, size):
-        for j in range(i if same else 0, b.shape[0], size if same else b.shape[0]):
-            x = a[i : i + size].flatten(0, 1)
-            y = (b[j : j + size] if same else b).flatten(0, 1)
-            rows = slice(left.start + i, left.start + i + len(x) // k)
-            columns = slice(right.start + j, right.start + j + len(y) // k)
-            add(rows, columns, inner_products(x, y).reshape(len(x) // k, k, len(y) // k, k))
+    (m, k, _), n = a.shape, len(b)
+    x, y = a.flatten(0, 1), b.flatten(0, 1)
+    add(left, right, (own_products(x) if same else inner_products(x, y)).reshape(m, k, n, k))
 
 
 def _explicit(factors: Factors, block: Block, add, trace: bool, workspace: int) -> None:
-    """Over parts of O, so that all samples' rows of one part are there at once."""
-    item = factors.b(slice(0, 1), slice(0, 1)).element_size()
-    per_column = block.samples * factors.outputs * factors.groups * factors.width_a * item
-    wanted = max(ROWS // per_column, LEAST_ROW // factors.outputs)
-    width = max(1, min(factors.width_b, wanted, workspace // (2 * per_column)))
-    if factors.outputs == 1:  # then all outputs' columns in one product's worth, which stays in the cache
-        width = min(width, max(1, 3 * COLUMNS // (factors.groups * factors.width_a)))
-    for start in range(0, factors.width_b, width):
-        columns = slice(start, min(start + width, factors.width_b))
+    """Over parts of O and D, so that all samples' rows of one part are there at once."""
+    whole, width, depth = _cut(factors, block.samples, workspace)
+    size = width * depth * _bytes_per_number(factors)
+    for columns in tiles(0, factors.width_b, width):
+        if whole:
+            gram_of_rows(lambda samples, o=columns: [factors.whole(samples, o)], block, add, trace, size, 2 * workspace)
+            continue
+        for part in range(factors.count_parts):
+            for stretch in tiles(0, factors.width_a // factors.count_parts, depth):
 
-        def rows_of(samples: slice, columns=columns) -> list[Tensor]:
-            return [part.flatten(2) for part in factors.rows_in_parts(samples, columns)]
+                def rows_of(samples: slice, which=(columns, part, stretch)) -> list[Tensor]:
+                    return [factors.rows_in_part(samples, *which).flatten(2)]
 
-        size = factors.outputs * factors.groups * factors.width_a * (columns.stop - columns.start) * item
-        gram_of_rows(rows_of, block, add, trace, size, 2 * workspace)
+                gram_of_rows(rows_of, block, add, trace, size, 2 * workspace)
+
+
+def _cut(factors: Factors, samples: int, workspace: int) -> tuple[bool, int, int]:
+    """Whether rows are made whole in D, and how much of O and D at once."""
+    each, o, d = samples * _bytes_per_number(factors), factors.width_b, factors.width_a
+    width = min(o, min(ROWS, workspace // 2) // (each * d))
+    if factors.whole is not None and width >= min(o, LEAST_WHOLE):
+        return True, width, d
+    most, d = max(1, min(PART, workspace // 2) // each), d // factors.count_parts
+    depth = _even(d, max(1, most // min(o, max(1, LEAST // factors.outputs))))
+    return False, min(o, max(1, most // depth)), depth
+
+
+def _bytes_per_number(factors: Factors) -> int:
+    """Of one number in each row of a sample."""
+    return factors.outputs * factors.groups * factors.b(slice(0, 1), slice(0, 1)).element_size()
+
+
+def _even(whole: int, most: int) -> int:
+    """The length of the fewest stretches that are about as long and no longer."""
+    return -(-whole // -(-whole // most))
 
 
 def _meet(factors: Factors, left: slice, right: slice) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .inner import WIDE, inner_products
+from .inner import WIDE, own_products
 
 FEW, MANY = 16, 256  # positions: a product over few writes more than it reads, one over many is like any other
 
@@ -44,7 +44,7 @@ def rates(dtype: torch.dtype, device: torch.device) -> Rates:
         gemm=_seconds(lambda: a @ a, device) / 384**3,
         skinny=_seconds(lambda: left @ right, device) / (48 * FEW * 4096),
         small=_seconds(lambda: torch.bmm(row, column), device) / (512 * 10 * 256 * 10),
-        long=_seconds(lambda: inner_products(rows, rows), device) / (64**2 * 2**13),
+        long=_seconds(lambda: own_products(rows), device) / (64**2 * 2**13),
         move=_seconds(lambda: torch.mul(long, 2, out=other), device) / 2**21,
     )
 

@@ -5,7 +5,7 @@ and free of the output k, b of width O from the backward pass.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,9 +18,10 @@ class Factors:
     """a(samples) -> (samples, groups, D, T) and b(samples, columns) -> (samples, groups, K, columns of O, T).
 
     A row of one sample and output is b a^T, (groups, O, D). ``to_weight`` brings (m, groups, O, D) to (m, *weight).
-    ``parts`` cuts a along D, in an order of its own, into tensors (m, groups, T, D'), which may share their memory: an
-    inner product doesn't ask for an order. ``meets`` gives a^T a without a, (I, T, J, T), and takes as many
-    multiply-adds as a width of ``width_meets`` in a.
+    ``parts`` cuts a along D, in an order of its own, into ``count_parts`` tensors (m, groups, T, D'), which may share
+    their memory: an inner product doesn't ask for an order. ``whole(samples, columns)`` gives rows at once, (m, K, P)
+    in any order. ``meets`` gives a^T a without a, (I, T, J, T), and takes as many multiply-adds as a width of
+    ``width_meets`` in a.
     """
 
     a: Callable[[slice], Tensor]
@@ -34,48 +35,46 @@ class Factors:
     meets: Callable[[slice, slice], Tensor] | None = None
     width_meets: float | None = None
     parts: Callable[[slice], list[Tensor]] | None = None
-    _held: tuple[slice, list[Tensor]] | None = None
+    count_parts: int = 1
+    whole: Callable[[slice, slice], Tensor] | None = None
+    _held: dict[str, tuple[object, object]] = field(default_factory=dict)
 
-    def rows(self, samples: slice, columns: slice = slice(None)) -> Tensor:
-        """(samples, K, groups, O, D), of the columns' part of O."""
-        return self._rows(samples, columns, lambda which: [self.a(which).mT])[0]
-
-    def rows_in_parts(self, samples: slice, columns: slice) -> list[Tensor]:
-        """The same along D in the parts and the order of ``parts``, each (samples, K, groups, O, D')."""
-        return self._rows(samples, columns, self._parts)
-
-    def _rows(self, samples: slice, columns: slice, parts: Callable[[slice], list[Tensor]]) -> list[Tensor]:
-        """A few samples at a time, for the cache and the heap."""
-        columns = slice(*columns.indices(self.width_b))
-        count, width = samples.stop - samples.start, columns.stop - columns.start
-        step = max(1, min(count, PIECE // (self._bytes_of_a() + 1)))
-        found: list[Tensor] = []
+    def rows(self, samples: slice) -> Tensor:
+        """(samples, K, groups, O, D), a few samples at a time, for the cache and the heap."""
+        count = samples.stop - samples.start
+        item = self.b(slice(0, 1), slice(0, 1)).element_size()
+        step = max(1, min(count, PIECE // (self.positions * self.groups * self.width_a * item + 1)))
+        found = None
         for start in range(0, count, step):
             which = slice(samples.start + start, min(samples.start + start + step, samples.stop))
-            left = self.b(which, columns).reshape(-1, self.outputs * width, self.positions)
-            for index, right in enumerate(parts(which)):
-                if len(found) == index:
-                    found.append(right.new_empty(count, self.outputs, self.groups, width, right.shape[3]))
-                self._rows_into(found[index][start : start + step], left, right.flatten(0, 1))
+            left, right = self.b(which), self.a(which).mT
+            if found is None:
+                found = right.new_empty(count, self.outputs, self.groups, self.width_b, self.width_a)
+            self._rows_into(found[start : start + step], left, right)
         return found
+
+    def rows_in_part(self, samples: slice, columns: slice, part: int, depth: slice) -> Tensor:
+        """The same of the columns' part of O, and along D a stretch of one of the ``parts``."""
+        parts = self._kept("a", samples, lambda: [self.a(samples).mT] if self.parts is None else self.parts(samples))
+        left, right = self._kept("b", (samples, columns), lambda: self.b(samples, columns)), parts[part][..., depth]
+        found = right.new_empty(len(right), self.outputs, self.groups, left.shape[3], right.shape[3])
+        self._rows_into(found, left, right)
+        return found
+
+    def _kept(self, name: str, of: object, make: Callable[[], object]):
+        """What the last call made, if it was of the same."""
+        if name not in self._held or self._held[name][0] != of:
+            self._held.pop(name, None)
+            self._held[name] = of, make()
+        return self._held[name][1]
 
     def _rows_into(self, found: Tensor, left: Tensor, right: Tensor) -> None:
         m, outputs, groups, width, depth = found.shape
+        left, right = left.reshape(-1, outputs * width, self.positions), right.flatten(0, 1)
         if groups == 1:
             torch.bmm(left, right, out=found.view(m, outputs * width, depth))
         else:
             found.copy_(torch.bmm(left, right).reshape(m, groups, outputs, width, depth).transpose(1, 2))
-
-    def _parts(self, samples: slice) -> list[Tensor]:
-        """Those of the same samples are kept for the next columns."""
-        if self._held is None or self._held[0] != samples:
-            self._held = None
-            self._held = samples, [self.a(samples).mT] if self.parts is None else self.parts(samples)
-        return self._held[1]
-
-    def _bytes_of_a(self) -> int:
-        item = self.b(slice(0, 1), slice(0, 1)).element_size()
-        return self.positions * self.groups * self.width_a * item // (1 if self.parts is None else 3)
 
     def weight_rows(self, samples: slice) -> Tensor:
         """(samples * K, *weight)."""
@@ -93,3 +92,4 @@ class Rows:
 
 
 Features = Factors | Rows
+Gradients = list[Tensor]  # one for each output of the network

@@ -29,14 +29,14 @@ class Block:
         return m * (m + 1) / 2 if self.is_symmetric else m * n
 
     def left_tiles(self, size: int) -> Iterator[slice]:
-        return _tiles(self.left.start, self.left.stop, size)
+        return tiles(self.left.start, self.left.stop, size)
 
     def right_tiles(self, size: int, left: slice) -> Iterator[slice]:
         """Tiles beside a tile of the left; of a symmetric block only those from the diagonal on."""
-        return _tiles(left.start if self.is_symmetric else self.right.start, self.right.stop, size)
+        return tiles(left.start if self.is_symmetric else self.right.start, self.right.stop, size)
 
 
-def _tiles(start: int, stop: int, size: int) -> Iterator[slice]:
+def tiles(start: int, stop: int, size: int) -> Iterator[slice]:
     for i in range(start, stop, size):
         yield slice(i, min(i + size, stop))
 

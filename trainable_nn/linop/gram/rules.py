@@ -4,100 +4,16 @@ Each rule reads what autograd saved for the operation. A rule that cannot answer
 taken: the operation's own backward pass on the gradient of each sample alone.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features import Factors, Features, Rows
+from .convolution import PIECE, convolution
+from .features import Factors, Features, Gradients, Rows
 from .graph import Slot, output_shapes
 from .layout import Layout
-from .windows import Windows
-
-PIECE = 2**21  # bytes of a layer's input at once
-Gradients = list[Tensor]  # one for each output of the network
-
-
-def convolution(slot: Slot, gradients: Gradients, layout: Layout) -> Features | None:
-    node = slot.node
-    if slot.index == 2:
-        return Rows(torch.stack([layout.by_sample(g).flatten(3).sum((1, 3)) for g in gradients], 1))
-    if slot.index != 1:
-        return None
-    groups, x, weight = node._saved_groups, node._saved_input, node._saved_weight
-    taps = tuple(weight.shape[2:])
-    geometry = (taps, node._saved_stride, node._saved_padding, node._saved_dilation)
-    x = layout.by_sample(x)
-    each = [layout.by_sample(g) for g in gradients]
-    shape = weight.shape
-
-    if not node._saved_transposed:
-        wide, positions = shape[1] * math.prod(taps), each[0].shape[1] * math.prod(each[0].shape[3:])
-        narrow = shape[0] // groups
-
-        def a(samples: slice) -> Tensor:
-            return _patches(x[samples], groups, *geometry, each[0].shape[3:])
-
-        def b(samples: slice, columns: slice = slice(None)) -> Tensor:
-            return torch.stack([_positions(g[samples], groups)[:, :, columns] for g in each], 2)
-
-        factors = Factors(a, b, groups, wide, narrow, positions, len(each), lambda r: r.reshape(len(r), *shape))
-        if x.shape[1] == 1:
-            windows = Windows(x[:, 0], groups, *geometry, tuple(each[0].shape[3:]))
-            factors.parts = windows.parts
-            if groups == 1:
-                factors.meets, factors.width_meets = windows.meets, windows.width_meets
-        return factors
-
-    wide, positions = shape[1] * math.prod(taps), x.shape[1] * math.prod(x.shape[3:])
-
-    def patches_of_gradients(samples: slice, columns: slice = slice(None)) -> Tensor:
-        return torch.stack([_patches(g[samples], groups, *geometry, x.shape[3:])[:, :, columns] for g in each], 2)
-
-    return Factors(
-        lambda samples: _positions(x[samples], groups),
-        patches_of_gradients,
-        groups,
-        shape[0] // groups,
-        wide,
-        positions,
-        len(each),
-        lambda r: r.mT.reshape(len(r), *shape),
-    )
-
-
-def _positions(x: Tensor, groups: int) -> Tensor:
-    """(m, r, C, sizes...) as (m, groups, C / groups, r * positions)."""
-    m, r, channels = x.shape[:3]
-    x = x.reshape(m, r, groups, channels // groups, -1)
-    return x.permute(0, 2, 3, 1, 4).reshape(m, groups, channels // groups, -1)
-
-
-def _patches(x: Tensor, groups: int, taps, stride, padding, dilation, sizes) -> Tensor:
-    """(m, r, C, sizes...) as (m, groups, C / groups * taps, r * positions): what each position of the output reads."""
-    m, r, channels = x.shape[:3]
-    x = x.flatten(0, 1)
-    if any(padding):
-        x = F.pad(x, [side for p in reversed(padding) for side in (p, p)])
-    x = x.contiguous()
-    steps = x.stride()
-    view = x.as_strided(
-        (m, r, groups, channels // groups, *taps, *sizes),
-        (
-            r * steps[0],
-            steps[0],
-            channels // groups * steps[1],
-            steps[1],
-            *(d * s for d, s in zip(dilation, steps[2:])),
-            *(e * s for e, s in zip(stride, steps[2:])),
-        ),
-    )
-    axes = len(taps)
-    inner = tuple(range(3, 4 + axes))
-    outer = tuple(range(4 + axes, 4 + 2 * axes))
-    return view.permute(0, 2, *inner, 1, *outer).reshape(m, groups, channels // groups * math.prod(taps), -1)
 
 
 def matrix_product(slot: Slot, gradients: Gradients, layout: Layout) -> Features | None:

@@ -9,7 +9,9 @@ With P a map of this package and DP its derivative, which is symmetric,
 The derivative of the normalisation is fused with its value, one pass over the weights (``csrc/weight_norm.h``). A
 convolution copies its kernel into blocks before it starts, so where the kernel is larger than the image x and dx go
 through P(w) as one batch; and where there are fewer pixels than filters the convolution is the matrix product of the
-kernel with the patches of x, which copies no kernel, if this machine's products keep pace (``pace``).
+kernel with the patches of x, which copies no kernel, if this machine's products keep pace (``pace``). Where the image is
+small beside the kernel, forward mode goes through blocks of filters: P and DP stay in cache until they are multiplied, and
+a normalised filter, a number times the filter itself, is not written at all.
 
 The operators differentiate nothing: callers take another way where something does.
 Source: paper A, equations (18), (20) and (21).
@@ -30,20 +32,15 @@ from .weight_norm import scales as weight_norm_scales
 GEOMETRY = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 NORMALISED = f"str normalisation, float[] constants, {GEOMETRY}"
 _PAIRS = {"entry_norm": entry_norm.pair, "weight_norm": weight_norm.pair}
-_DERIVATIVES = {"entry_norm": entry_norm.first, "weight_norm": weight_norm.first}
 IDENTITY = "identity"  # P(w) = w
 _BLOCK = 2**21  # bytes of the kernel's rows that one thread normalises at once
 _LANES = 64  # rows, of which a block is a multiple: oneDNN's own blocks divide it
-_IMAGES_PER_KERNEL = 16
-_MODERATE = 2.0**32
+_IMAGES_PER_KERNEL = 16  # or more, where blocks pay; measured
+_MODERATE = 2.0**32  # of a filter's length over the gain, and of its inverse
 
 
 def _pair(name: str, dw: Tensor, w: Tensor, constants) -> tuple[Tensor, Tensor]:
     return (w, dw) if name == IDENTITY else _PAIRS[name](dw, w, *constants)
-
-
-def _along(name: str, dw: Tensor, w: Tensor, constants) -> Tensor:
-    return dw if name == IDENTITY else _DERIVATIVES[name](dw, w, *constants)
 
 
 def _factored(name: str, dw: Tensor, w: Tensor, constants) -> tuple[Tensor, Tensor, Tensor | None]:

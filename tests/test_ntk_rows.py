@@ -1,12 +1,18 @@
 """The explicit rows of a convolution's weight, made whole or in parts, and their products."""
 
+import math
+import random
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
+from trainable_nn.certify.kernel_error.bound import ADDITIONS
 from trainable_nn.linop import ntk
 from trainable_nn.linop.gram import contract, inner
+from trainable_nn.linop.gram.features import Factors
+from trainable_nn.linop.gram.rows import tiles
 
 GEOMETRIES = [(3, 1, 1, 1), (3, 2, 1, 1), (2, 3, 2, 2), (5, 1, 4, 1), (1, 2, 0, 1)]
 
@@ -63,7 +69,30 @@ def test_rows_in_parts_of_any_size_give_the_kernel(monkeypatch, geometry, number
     monkeypatch.setattr(contract, "cheapest", lambda *a: "explicit")
     monkeypatch.setattr(contract, "PART", 8 * 5 * 3 * numbers)
     monkeypatch.setattr(contract, "LEAST", 2)
+    monkeypatch.setattr(contract, "FEWEST", 1)
     assert relative(ntk(model, x), dense_kernel(model, x)) <= 1e-12
+
+
+def test_the_products_of_a_row_are_as_few_as_the_bound_of_their_rounding_counts():
+    draw = random.Random(0)
+    most = 0.0
+    for _ in range(3000):
+        o, d, k = draw.choice((1, 3, 64, 129, 512, 3000)), draw.choice((1, 9, 64, 300, 1153)), draw.choice((1, 2, 10))
+        groups, parts = draw.choice((1, 1, 4)), draw.choice((1, 3))
+        like = lambda *_: torch.zeros(1, dtype=torch.float64)
+        factors = Factors(None, like, groups, d * parts, o, 1, k, None, count_parts=parts)
+        samples, workspace = draw.choice((1, 16, 128, 1000, 60000)), draw.choice((1, 2**20, 2**30))
+        whole, width, depth = contract._cut(factors, samples, workspace)
+        assert not whole
+        sums = 0
+        for w in tiles(0, o, width):
+            for s in tiles(0, d, depth):
+                sums += parts * math.ceil((w.stop - w.start) * (s.stop - s.start) * groups / inner.COLUMNS)
+        columns = o * d * parts * groups
+        allowed = o * parts + 8 + math.ceil(ADDITIONS * columns)
+        assert sums <= allowed
+        most = max(most, sums / allowed)
+    assert most > 0.3  # the count is no idle one
 
 
 @pytest.mark.parametrize("rows", [1, 7, 16, 23, 40, 64, 130, 520])

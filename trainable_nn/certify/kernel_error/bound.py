@@ -5,7 +5,7 @@ Let J be the exact Jacobian of the float weights at the float inputs, and J' the
 
     \|\|K' - K\|\| <= 2 \|\|J'\|\| d + d^2 + \|\|E\|\|,   sigma_min(J) >= (lambda_min(K') - \|\|E\|\|)^(1/2) - d.
 
-E, whatever way ``linop.ntk`` takes: inner products of rows run over 2^15 columns at most before a float64 sum goes on, so
+E, whatever way ``linop.ntk`` takes: inner products of rows run over ``COLUMNS`` at most before a float64 sum goes on, so
 they err by gamma_k |J'_i| |J'_j|, k the columns and the additions, at most gamma_k \|\|J'\|\|_F^2 together; all columns at once
 where samples meet. Where a layer's
 factors meet first, the chain is as long as both widths and twice the positions, and the sizes are those of the factors.
@@ -28,6 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from ...linop import ntk
+from ...linop.gram.contract import FEWEST
+from ...linop.gram.inner import COLUMNS
 from ...theory.rounding import down, up
 from ..regularity.following import FollowingScale
 from ..regularity.network import parameter_names
@@ -35,7 +37,7 @@ from .pieces import Pieces
 from .states import UP, Part, gamma
 from .walk import errors_of
 
-PIECE = 2**15  # columns that ``linop.ntk`` multiplies before a float64 sum takes over
+ADDITIONS = 4 / FEWEST  # for each column, beside those of a layer's rows and taps
 WHERE = "kernel_error_at_most"
 
 
@@ -126,7 +128,7 @@ def jacobian_error_at_most(
     """
     pieces = Pieces(model, inputs, {} if known is None else known)
     scaled = any(isinstance(node.step, FollowingScale) for node in pieces.probe.nodes)  # rows are formed before they meet
-    total = _Total(math.inf if pieces.meet or scaled else PIECE)
+    total = _Total(math.inf if pieces.meet or scaled else COLUMNS)
     for graph, samples in pieces:
         every = parameter_names(model, graph)
         wanted = {key: name for key, name in every.items() if names is None or name in names}
@@ -154,7 +156,7 @@ class _Total:
                 uses.setdefault(name, []).append(part)
         parts = [part for group in uses.values() for part in group]
         self.longest = max(self.longest, *(int(min(part.columns, self.most)) for part in parts))
-        self.additions = sum(part.additions + part.columns // PIECE for part in parts)
+        self.additions = sum(part.additions + math.ceil(ADDITIONS * part.columns) for part in parts)
         for group in uses.values():
             adding = gamma(len(group) + 2) if len(group) > 1 else 0.0
             error = sum(part.error + adding * part.size for part in group)

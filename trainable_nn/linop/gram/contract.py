@@ -103,6 +103,7 @@ SIDE = 512  # of a table of positions by positions: it stays in the cache, and o
 PASSES = 8  # numbers that are moved for each of the two tables' products, with what their buffers cost
 TRANSPOSED = 15  # numbers that are moved in the time that one takes in a table whose axes change places
 LEAST = 128  # of the O K in one product of explicit rows, so that it is a large one
+FEWEST = 2**10  # of a row's numbers in one product, if it has so many: ``kernel_error`` counts the float64 sums of products
 LEAST_WHOLE = 32  # of O in one call of a convolution that makes rows, for the same reason
 
 
@@ -135,7 +136,8 @@ def _cut(factors: Factors, samples: int, workspace: int) -> tuple[bool, int, int
     width = min(o, min(ROWS, workspace // 2) // (each * d))
     if factors.whole is not None and width >= min(o, LEAST_WHOLE):
         return True, width, d
-    most, d = max(1, min(PART, workspace // 2) // each), d // factors.count_parts
+    fewest, d = -(-FEWEST // factors.groups), d // factors.count_parts
+    most = max(fewest, min(PART, workspace // 2) // each)
     depth = _even(d, max(1, most // min(o, max(1, LEAST // factors.outputs))))
     return False, min(o, max(1, most // depth)), depth
 

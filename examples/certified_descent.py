@@ -82,7 +82,11 @@ def main() -> None:
         last = now
     console.print(table)
     console.print(f"The loss is proved to be at most {scheduler.guarantee:.4f} of what it was, one iteration from here included.")
+    console.print(f"The rounding of float64 in these bounds is {scheduler.rounding}.")
+    for reason in dict.fromkeys(step.reason for step in scheduler.history if step.reason):
+        console.print(reason, highlight=False, markup=False)
     result = {"certificate": json.loads(certificate.to_json()), "steps": rows, "guarantee": scheduler.guarantee}
+    result["rounding"] = scheduler.rounding
     arguments.output.write_text(json.dumps(result, indent=1))
 
 

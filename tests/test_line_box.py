@@ -30,7 +30,7 @@ GEOMETRIES = {
 
 
 def case(geometry: str, kind: str, seed: int):
-    """A convolution and its sizes, its Gram matrices, the grid, the box, and what takes their bound to the convolution's."""
+    """A convolution, its sizes, its Gram matrices, the grid, the box, and the factor of a bound's root."""
     count, (inputs, outputs, taps), arguments, sizes = GEOMETRIES[geometry]
     torch.manual_seed(seed)
     conv = KINDS[count](inputs, outputs, taps, bias=False, dtype=F64, **arguments)
@@ -64,8 +64,8 @@ def exact_maximum(gram, grid, axis: int) -> float:
     for line in lines.values():
         places, c = len(line), gram.channels
         ones = torch.ones(places, 1, dtype=F64) / math.sqrt(places)
-        free = torch.linalg.qr(torch.cat([ones, torch.eye(places, dtype=F64)[:, 1:]], 1))[0][:, 1:].to(C128).contiguous()
-        held = torch.kron(free, torch.eye(c, dtype=C128))
+        free = torch.linalg.qr(torch.cat([ones, torch.eye(places, dtype=F64)[:, 1:]], 1))[0][:, 1:]
+        held = torch.kron(free.to(C128).contiguous(), torch.eye(c, dtype=C128))
         most = max(most, float(torch.linalg.eigvalsh(held.mH @ torch.block_diag(*line) @ held)[-1]))
     return most
 

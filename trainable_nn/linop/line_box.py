@@ -1,4 +1,4 @@
-r"""A bound of a padded convolution below the maximum of its symbol: vectors are held to the pixels that exist on one axis.
+r"""A bound of a padded convolution below its symbol's maximum: vectors are held to the pixels that exist on one axis.
 
 Let the circle of one axis (``axes``) have one place more than pixels. Vectors y on the pixels leave a place of it free,
 which a shift brings to 0, so their Fourier sums y_f have sum_f y_f = 0, f the frequencies of this axis, for each
@@ -11,13 +11,13 @@ L any matrix (c, q), the same for all f. As sum_f U_f^* y_f = sum_f V_f^* y_f,
     sum_f y_f^* (t - G_f) y_f = sum_f y_f^* N_f y_f - |sum_f V_f^* y_f|^2 >= (1 - rho) sum_f y_f^* N_f y_f,
 
 so rho <= 1 proves ||T^* y||^2 <= t ||y||^2. U spans what G has above t, or little below; with the best L,
-(sum_f N_f^{-1}) L = -sum_f N_f^{-1} U_f, every t above the maximum over such y is proved, and with many channels one step of
-conjugate gradients is near enough. With random weights the largest singular vectors at the frequencies are in general
-position, and t falls by 6 % on a circle of 5 places. How U, L and t were found enters no proof.
+(sum_f N_f^{-1}) L = -sum_f N_f^{-1} U_f, every t above the maximum over such y is proved, and with many channels one
+step of conjugate gradients is near enough. With random weights the largest singular vectors at the frequencies are in
+general position, and t falls by 6 % on a circle of 5 places. How U, L and t were found enters no proof.
 
-Rounding: N' are the floats for N, which Cholesky's algorithm ends on, so N' >= -a (``definite``), and ||N' - N|| <= e. The
-level that is proved is t + s, s > a + e: there N + s is at least b = s - a - e. For floats x_f and r_f = V_f - (N_f + s) x_f
-exactly, V^* (N + s)^{-1} V = V^* x + x^* r + r^* (N + s)^{-1} r, hence, with r' = V - N' x,
+Rounding: N' are the floats for N, which Cholesky's algorithm ends on, so N' >= -a (``definite``), and ||N' - N|| <= e.
+The level that is proved is t + s, s > a + e: there N + s is at least b = s - a - e. For floats x_f and
+r_f = V_f - (N_f + s) x_f exactly, V^* (N + s)^{-1} V = V^* x + x^* r + r^* (N + s)^{-1} r, hence, with r' = V - N' x,
 
     rho <= ||sum V^* x|| + sum ||x|| (||r'|| + e ||x||) + sum (||r'|| + (s + e) ||x||)^2 / b,
 
@@ -84,7 +84,7 @@ def line_maximum(gram: Gram, choice: Choice, box: tuple[int, ...]) -> float:
 
 @dataclass(frozen=True)
 class _Raised:
-    """N' at one frequency, its Cholesky factor, U, and ||N'||_F at most; N' >= -below, and error of N' beside that of G."""
+    """N' at one frequency, its Cholesky factor, U, and ||N'||_F at most; N' >= -below; error of N' beside that of G."""
 
     n: Tensor
     factor: Tensor
@@ -125,7 +125,8 @@ def _above(negative: Tensor, level: float, largest: float) -> Tensor | None:
     generator = torch.Generator("cpu").manual_seed(g.shape[-1])
     half = EDGE * largest / 2
     block = g.shape[-1], min(VECTORS, g.shape[-1])
-    before = torch.randn(block, generator=generator, dtype=torch.float32, device="cpu").to(g.dtype).expand(len(g), *block)
+    before = torch.randn(block, generator=generator, dtype=torch.float32, device="cpu").to(g.dtype)
+    before = before.expand(len(g), *block)
     v = _centred(g, before, half)
     for _ in range(DEGREE - 1):
         before, v = v, 2 * _centred(g, v, half) - before
@@ -147,7 +148,7 @@ def _centred(negative: Tensor, v: Tensor, half: float) -> Tensor:
 
 
 def _lines(grid: Grid, axis: int) -> Iterator[list[tuple[int, bool]]]:
-    """For each frequency of the other axes, up to sign, those of this one: its number in half of the grid; is it the opposite?"""
+    """For each frequency of the other axes, up to sign, those of this one: numbers in half of the grid; opposite?"""
     turn = 2 * np.array(grid[0])
     half = frequencies(*grid)
     number = {}

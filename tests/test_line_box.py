@@ -7,6 +7,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from test_operator_norm import CASES, ORACLE, fill, matrix_norm
 from torch import nn
 
 from trainable_nn.linop import line_box, operator_norm, operator_norm_at_most
@@ -96,6 +97,45 @@ def test_a_level_is_proved_only_above_the_exact_maximum_and_the_dense_norm(geome
     assert proved >= 8 and refused == 40
     if kind == "random":
         assert below_circle >= 8
+
+
+def random_case(rng: random.Random):
+    """A zero-padded convolution with a place free on some axis of its circle, for which a level may be proved."""
+    while True:
+        count = rng.choice((1, 2, 2, 3))
+        most = {1: 16, 2: 8, 3: 3}[count]
+        taps = tuple(rng.choice((1, 2, 3, 3, 3, 4)) for _ in range(count))
+        arguments = {"padding": tuple(rng.randint(0, t - 1) for t in taps), "stride": rng.choice((1, 1, 1, 2))}
+        sizes = tuple(rng.randint(2, 5) for _ in range(count))
+        if any(n + 2 * p < t for n, p, t in zip(sizes, arguments["padding"], taps)):
+            continue
+        shape = rng.randint(1, most), rng.randint(1, most)
+        conv = KINDS[count](*shape, taps, bias=False, dtype=F64, **arguments)
+        fill(conv.weight, rng)
+        one = Prepared.of(read_layer(conv, sizes))
+        if one.exponent is None or one.uses < 2:
+            continue
+        symbol = symbol_of(one.kernel, one.positions, tuple(axis.stride for axis in one.layer.axes))
+        places, box = tuple(c.places for c in one.circles), tuple(c.box[symbol.by_inputs] for c in one.circles)
+        if all(c.open for c in one.circles) and any(n == b + 1 and n <= 6 for n, b in zip(places, box)):
+            choice = choose_grid(symbol, [(places, tuple(rng.randint(0, 1) for _ in places))], [])
+            return conv, sizes, gram_of(symbol, len(frequencies(*choice.grid))), choice, box, one.exponent
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_no_level_below_the_dense_norm_is_proved(batch, monkeypatch):
+    """The whole sweep: OPERATOR_NORM_CASES=10000."""
+    rng, proved, tight = random.Random(batch), 0, 0.0
+    for _ in range(CASES // 40):
+        conv, sizes, gram, choice, box, exponent = random_case(rng)
+        truth = matrix_norm(conv, conv.in_channels, sizes)
+        for _ in range(3):
+            monkeypatch.setattr(line_box, "LEVEL", rng.uniform(0.6, 1.02))
+            found = line_box.line_maximum(gram, choice, box)
+            assert math.sqrt(found) >= math.ldexp(truth, -exponent) * ORACLE, (conv, sizes)
+            proved += found < choice.estimate
+            tight = max(tight, math.ldexp(truth, -exponent) / math.sqrt(found))
+    assert proved > CASES // 400 and tight > 0.95
 
 
 def test_with_every_place_in_use_or_several_free_nothing_is_claimed():

@@ -133,10 +133,13 @@ def _above(negative: Tensor, level: float, largest: float) -> Tensor | None:
         size = torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True).clamp_min(2.0**-100)
         before, v = before / size, v / size
     basis, _ = torch.linalg.qr(v)
-    values, vectors = torch.linalg.eigh(basis.mH @ (g @ basis))  # of -G: the least come first
+    small = basis.mH @ (g @ basis)
+    if not bool(torch.isfinite(torch.view_as_real(small)).all()):
+        return None
+    values, vectors = torch.linalg.eigh(small)  # of -G: the least come first
     high = -values.double()
     wanted = high > NEAR * level
-    if not bool(torch.isfinite(high).all()) or (g.shape[-1] > VECTORS and bool(wanted[:, -1].any())):
+    if g.shape[-1] > VECTORS and bool(wanted[:, -1].any()):
         return None
     most = max(1, int(wanted.sum(1).max()))
     lengths = torch.where(wanted, (high - level).clamp_min(0.0) + RAISED * level, 0.0).sqrt()[:, :most]

@@ -46,8 +46,8 @@ KEPT = 2**22  # complex numbers of N: 64 MiB
 LEVEL = 0.965  # of the circle's maximum
 NEAR = 0.98  # of the level: what is above goes into U
 RAISED = 0.25  # of the level, that N has in the directions of U at least
-VECTORS = 12  # most columns of U at one frequency
-DEGREE, EDGE = 10, 0.86  # of a polynomial of G, and below how much of the maximum it is small
+VECTORS = 10  # most columns of U at one frequency
+DEGREE, EDGE = 9, 0.87  # of a polynomial of G, and below how much of the maximum it is small
 SHIFT = 1e-8  # s over t
 SUMS = 64  # roundings beside those of long sums, at most
 
@@ -103,17 +103,19 @@ def _factored(grams: Tensor, level: float, largest: float) -> list[_Raised] | No
     spanned = _above(n, level, largest)
     if spanned is None:
         return None
-    parts = _sizes(n) + _sizes(spanned).square() + level * math.sqrt(c)
-    errors = (8 * (spanned.shape[2] + SUMS) * U * parts).tolist()
-    n.baddbmm_(spanned, spanned.mH)
     diagonal = n.diagonal(dim1=1, dim2=2)
+    parts = diagonal.abs().sum(1) + _sizes(spanned).square() + level * math.sqrt(c)  # G >= 0: its size is at most its trace
+    errors = (16 * (spanned.shape[2] + SUMS) * U * parts).tolist()
+    n.baddbmm_(spanned, spanned.mH)
     diagonal.add_(level)
     factors, info = torch.linalg.cholesky_ex(n)
     if bool(info.any()):
         return None
-    below = (2 * CONSTANT * (c + 8) * U * diagonal.real.sum(1)).tolist()
+    traces = diagonal.real.sum(1)
+    below = 2 * CONSTANT * (c + 8) * U * traces
+    sizes = (traces + 2 * c * below).tolist()  # as N' >= -below
     used = [u[:, u.abs().amax(0) > 0] for u in spanned]
-    return [_Raised(*one) for one in zip(n, factors, used, _sizes(n).tolist(), below, errors)]
+    return [_Raised(*one) for one in zip(n, factors, used, sizes, below.tolist(), errors)]
 
 
 def _above(negative: Tensor, level: float, largest: float) -> Tensor | None:

@@ -42,6 +42,7 @@ LONGEST = 2**12  # pixels of an axis of a small image
 MOST_DENSE = (2.5e9, 4e9)  # flops by the matrix itself: where no pixel is copied, and where one is
 POWER_STEPS = 3  # before im2col's bound is proved
 ROUGH = 3e-3  # relative error of an estimate, or so
+LEAST_DEGREE = 1  # of three taps without a stride; with fewer so few taps meet the border that one axis gains nothing
 COS_ERROR = 2.0**-45  # of 1 / cos, for angles of at most pi / 4
 
 
@@ -237,7 +238,7 @@ def _circle_bound(
     box, squared, peak = tuple(circle.box[symbol.by_inputs] for circle in circles), math.inf, choice.peak
     if held:
         squared = boxed_maximum(gram, choice, box, 2 * narrow)
-    if held and squared == math.inf:
+    if held and squared == math.inf and min(circle.degree for circle in circles) >= LEAST_DEGREE:
         squared = line_maximum(gram, choice, box)
     safe = narrow > ROUGH / 10  # so wide that the estimate's error doesn't count
     if not squared < choice.estimate * (1 if safe else 1 - ROUGH):

@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 BENCHMARKS = (
     ("Normalisation of all weights of ResNet-18", "normalise.py --rounds 5", "normalise.py --compile --step"),
     ("Conversion", "convert.py --rounds 2", "convert.py"),
-    ("Products of normalised convolutions", "products.py --rounds 3", "products.py"),
+    ("Products of normalised convolutions", "products.py --rounds 9", "products.py"),
     ("Schatten normalisation", "schatten.py --rounds 1 --images 2 --widest 128", "schatten.py"),
     ("Proved operator norms", "operator_norm.py --threads 1 --truth 100000 --weights random spiked", "operator_norm.py --threads 1 --truth 100000"),
     ("Extreme singular values", "spectrum.py --threads 1 --layers 2", "spectrum.py --threads 1 --dense --large"),

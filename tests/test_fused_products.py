@@ -121,6 +121,16 @@ def test_fused_products_are_those_of_the_dense_jacobians(name, axes, geometry, c
         assert_close(found, watched.detach(), **close)
 
 
+@pytest.mark.parametrize("name, sizes", [("weight_norm", (2, 2)), ("entry_norm", (9, 9)), ("identity", (2, 2))])
+def test_an_empty_batch_has_an_empty_tangent(name, sizes):
+    dw, w = torch.randn(2, 70, 3, 3, 3, dtype=F64)
+    empty = torch.randn(0, 3, *sizes, dtype=F64)
+    arguments = name, CONSTANTS[name], (1, 1), (1, 1), (1, 1), False, (0, 0), 1
+    assert OPS.normalised_conv_tangent(dw, empty, w, empty, *arguments).shape == (0, 70, *sizes)
+    for found in OPS.normalised_conv_jvp(dw, empty, w, empty, None, *arguments):
+        assert found.shape == (0, 70, *sizes)
+
+
 @pytest.mark.parametrize("size, eps, image", [(1e-36, 1e-30, 1e-8), (1.0, 1.0, 1.0), (1e30, 1.0, 1e12)])
 def test_filters_of_any_size_are_multiplied_without_overflow_or_loss(size, eps, image, pace):
     torch.manual_seed(0)

@@ -109,7 +109,7 @@ def _factored(grams: Tensor, level: float, largest: float) -> list[_Raised] | No
     n.baddbmm_(spanned, spanned.mH)
     diagonal.add_(level)
     factors, info = torch.linalg.cholesky_ex(n)
-    if bool(info.any()):
+    if bool(info.any()) or not bool(torch.isfinite(factors.diagonal(dim1=1, dim2=2).real).all()):
         return None
     traces = diagonal.real.sum(1)
     below = 2 * CONSTANT * (c + 8) * U * traces

@@ -139,16 +139,16 @@ def _jvp(dw, dx, w, x, bias, normalisation, constants, *geometry):
     images, rows = torch.cat((x, dx)), _rows_at_once(x, w, normalisation, geometry)
     if rows >= len(w):
         kernel, along = _pair(normalisation, dw, w, constants)
-        y, moved = _convolve(images, kernel, None, geometry).split(len(x))
-        t = _convolve(x, along, None, geometry).add_(moved)
-        return _add_bias(y.clone(), bias).contiguous(), t.contiguous()
+        both = _convolve(images, kernel, None, geometry)
+        t = _convolve(x, along, None, geometry).add_(both[len(x) :])
+        return _add_bias(both[: len(x)].clone(), bias).contiguous(), t.contiguous()
     values, tangents = [], []
     for dw_rows, w_rows in zip(dw.split(rows), w.split(rows)):
         kernel, along, scale = _factored(normalisation, dw_rows, w_rows, constants)
         both = _convolve(images, kernel, None, geometry)
-        y, moved = (both if scale is None else both.mul_(scale)).split(len(x))
-        values.append(y)
-        tangents.append(_convolve(x, along, None, geometry).add_(moved))
+        both = both if scale is None else both.mul_(scale)
+        values.append(both[: len(x)])
+        tangents.append(_convolve(x, along, None, geometry).add_(both[len(x) :]))
     return _add_bias(torch.cat(values, 1), bias).contiguous(), torch.cat(tangents, 1).contiguous()
 
 

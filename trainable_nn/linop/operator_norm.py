@@ -57,7 +57,7 @@ def operator_norm_at_most(conv, input_shape: Sequence[int] | None, *, rtol: floa
     Units:
         rtol: the work is set so that arithmetic and grid spend rtol / 40 of excess, or rtol / 4 for None; the rest
         is for the circle, whose excess falls as 1 / n^2 whatever rtol is. Measured with the default on a ResNet-18, random
-        weights: 0.4 % at n = 16 and less above, 2 % at 8, 8 % at 4; under a rank-one spike 0.3 %, 3 % and 7 %.
+        weights: 0.5 % at n = 16 and less above, 2 % at 8, 8 % at 4; under a rank-one spike 0.3 %, 3 % and 7 %.
         Padding by pixels costs more: at most the root of the copies of one pixel on each axis. A matrix with a smaller side
         of 1,000 or less, 1,200 where pixels are copied, is bounded within rtol / 40 whatever the geometry.
     Cost:

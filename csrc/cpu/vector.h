@@ -163,6 +163,17 @@ template <class D, int N> struct Parts {
 using Double = DoubleV;
 TNN_INLINE Parts<DoubleV, 2> widen(FloatV v) { return {{lower(v), upper(v)}}; }
 TNN_INLINE Parts<DoubleV, 1> widen(DoubleV v) { return {{v}}; }
+TNN_INLINE Parts<DoubleV, 2> load_wide(const float* p) {  // both halves from memory: no register is taken apart
+  const auto half = [](const float* q) {
+#if TNN_BYTES == 64
+    return (DoubleV)_mm512_cvtps_pd(_mm256_loadu_ps(q));
+#else
+    return (DoubleV)_mm256_cvtps_pd(_mm_loadu_ps(q));
+#endif
+  };
+  return {{half(p), half(p + TNN_BYTES / 8)}};
+}
+template <class S> TNN_INLINE auto load_wide(const S* p) { return widen(load(p)); }
 TNN_INLINE FloatV narrow(const Parts<DoubleV, 2>& p) { return join(p.part[0], p.part[1]); }
 TNN_INLINE DoubleV narrow(const Parts<DoubleV, 1>& p) { return p.part[0]; }
 constexpr int kSummed = 64 / TNN_BYTES;  // accumulators: eight doubles in every instruction set, so one order of adding
@@ -175,6 +186,7 @@ TNN_INLINE double total(const DoubleV (&v)[kSummed]) {
 #else
 using Double = double;
 template <class T> TNN_INLINE Parts<double, 1> widen(T x) { return {{(double)x}}; }
+template <class S> TNN_INLINE auto load_wide(const S* p) { return widen(load(p)); }
 TNN_INLINE double narrow(const Parts<double, 1>& p) { return p.part[0]; }
 constexpr int kSummed = 1;
 TNN_INLINE double total(const double (&x)[1]) { return x[0]; }
@@ -211,6 +223,10 @@ template <class S, bool Whole> struct Place {
   TNN_INLINE auto load(const S* run) const {
     if constexpr (Whole) return TNN_ISA::load(run + index);
     else return load_end(run + index, count);
+  }
+  TNN_INLINE auto load_wide(const S* run) const {
+    if constexpr (Whole) return TNN_ISA::load_wide(run + index);
+    else return widen(load_end(run + index, count));
   }
   template <class V> TNN_INLINE void store(S* run, V v) const {
     if constexpr (Whole) TNN_ISA::store(run + index, v);

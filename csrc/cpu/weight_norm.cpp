@@ -60,9 +60,10 @@ template <class S, Derivative D> struct Kernel {
     return RowFactors(again, call.eps, call.gain, true);
   }
 
-  template <class Place> TNN_INLINE void add(Sums<D>& sums, Place at, int64_t i) const {
-    const auto x = widen(at.load(w + i)), h = D != kValue ? widen(at.load(g + i)) : x;
-    const auto u = D == kSecond ? widen(at.load(v + i)) : x;
+  template <class Place>
+  TNN_INLINE void add(Sums<D>& sums, Place at, int64_t i) const {
+    const auto x = at.load_wide(w + i), h = D != kValue ? at.load_wide(g + i) : x;
+    const auto u = D == kSecond ? at.load_wide(v + i) : x;
     for (unsigned p = 0; p < sizeof x.part / sizeof x.part[0]; ++p) 
       sums.add(p % kSummed, x.part[p], h.part[p], u.part[p]);
   }
@@ -72,11 +73,12 @@ template <class S, Derivative D> struct Kernel {
   template <class F> static TNN_INLINE void for_run(RowSums& total, int64_t begin, int64_t n, F each) {
     for (int64_t j = 0; j < n; j += kSummands) {
       Sums<D> sums;
-      for_registers<S>(n - j < kSummands ? n - j : kSummands, [&](auto at) { each(at, begin + j, sums); });
+      const int64_t i = begin + j;
+      for_registers<S>(n - j < kSummands ? n - j : kSummands, [&](auto at) { each(at, i, sums); });
       sums.add_to(total);
     }
   }
-  template <class F> RowSums for_row(int64_t row, F each) const {
+  template <class F> TNN_INLINE RowSums for_row(int64_t row, F each) const {
     RowSums total;
     for (int64_t o = 0; o < call.rows.outer; ++o) for_run(total, run_start(row, o), call.rows.inner, each);
     return total;
@@ -84,16 +86,17 @@ template <class S, Derivative D> struct Kernel {
 
   // Writes a row, from cache, and sums the next one, from memory, in one go.
   template <bool Next, class Write> RowSums write_and_sum(int64_t row, Write write) const {
-    return for_row(row, [&](auto at, int64_t i, Sums<D>& sums) {
+    const int64_t inner = call.rows.inner;
+    return for_row(row, [=, *this](auto at, int64_t i, Sums<D>& sums) {
       constexpr int64_t ahead = 4096 / sizeof(S);  // the hardware fetches ahead within a page of 4 KiB only
       if constexpr (Next) {
-        const int64_t next = i + call.rows.inner;
+        const int64_t next = i + inner;
         at.fetch(w + next + ahead);
         if (D != kValue) at.fetch(g + next + ahead);
         add(sums, at, next);
       }
-      at.fetch_to_write(out + i + call.rows.inner);
-      if (D == kPair) at.fetch_to_write(out_w + i + call.rows.inner);
+      at.fetch_to_write(out + i + inner);
+      if (D == kPair) at.fetch_to_write(out_w + i + inner);
       write(at, i);
     });
   }
@@ -109,25 +112,25 @@ template <class S, Derivative D> struct Kernel {
     if constexpr (!has_v(D) && sizeof(Stored) == 4)
       if (row.fits_float()) {
         const FloatRow<FloatV> norm(row);
-        return use([&](auto at, int64_t i) {
+        return use([=, *this](auto at, int64_t i) {
           if constexpr (D == kValue || D == kPair) at.store(out + i, norm.value(at.load(w + i)));
           if constexpr (has_g(D)) at.store(first_result() + i, norm.first_g(at.load(g + i), at.load(w + i)));
         });
       }
 #endif
     const WeightNorm<Double, kShrinks> norm(row);
-    const auto value = [&](Double a) { return norm.value(a); };
-    const auto first_g = [&](Double a, Double b) { return norm.first_g(b, a); };
-    const auto first_v = [&](Double a, Double b) { return norm.first_v(b, a); };
-    const auto second = [&](Double a, Double b, Double c) { return norm.second(c, b, a); };
-    return use([&](auto at, int64_t i) {
-      const auto x = widen(at.load(w + i));
+    return use([=, *this](auto at, int64_t i) {
+      const auto value = [&](Double a) { return norm.value(a); };
+      const auto first_g = [&](Double a, Double b) { return norm.first_g(b, a); };
+      const auto first_v = [&](Double a, Double b) { return norm.first_v(b, a); };
+      const auto second = [&](Double a, Double b, Double c) { return norm.second(c, b, a); };
+      const auto x = at.load_wide(w + i);
       if (D == kValue || D == kPair) at.store(out + i, narrow(each(value, x)));
-      if (kOnlyFirst || D == kPair) at.store(first_result() + i, narrow(each(first_g, x, widen(at.load(g + i)))));
+      if (kOnlyFirst || D == kPair) at.store(first_result() + i, narrow(each(first_g, x, at.load_wide(g + i))));
       if (D == kSecond) {
-        const auto u = widen(at.load(v + i));
+        const auto u = at.load_wide(v + i);
         at.store(out + i, narrow(each(first_v, x, u)));
-        at.store(out_w + i, narrow(each(second, x, widen(at.load(g + i)), u)));
+        at.store(out_w + i, narrow(each(second, x, at.load_wide(g + i), u)));
       }
     });
   }
@@ -141,7 +144,7 @@ template <class S, Derivative D> struct Kernel {
 
   void one_by_one(int64_t begin, int64_t end) const {
     if (begin >= end) return;
-    RowSums sums = for_row(begin, [&](auto at, int64_t i, Sums<D>& sums) { add(sums, at, i); });
+    RowSums sums = for_row(begin, [*this](auto at, int64_t i, Sums<D>& sums) { add(sums, at, i); });
     for (int64_t row = begin; row + 1 < end; ++row) sums = one_row<true>(row, sums);
     one_row<false>(end - 1, sums);
   }

@@ -77,6 +77,7 @@ class ConvParameterJacobian(LinearMap):
         self._normalisation = normalisation_of(read) if len(self.parameters) == 1 else None
         self._parameter = next(iter(self.parameters.values()), None)
         self._arguments = geometry_arguments(self.geometry, self.transposed)
+        self._pads = self.geometry.pads and not self.transposed
         narrow, wide = self.geometry.narrow, self.geometry.wide
         self._sample = wide if self.transposed else narrow
         self.input_shape = x.shape
@@ -95,13 +96,9 @@ class ConvParameterJacobian(LinearMap):
         Shape:
             dw: (parameters,) or (parameters, k). dx: (x.numel(),) or (x.numel(), k). y: (outputs,).
         """
-        if dw.shape[1:] != dx.shape[1:]:
-            raise ValueError(
-                f"{WHERE}.joint_mv: dw and dx need as many columns, got shapes {tuple(dw.shape)} and {tuple(dx.shape)}."
-            )
         if self._fuses("joint_mv", (dw, self.shape[1]), (dx, self.x.numel())):
             y, t = fused.jvp(*self._tangents(dw, dx), self.layer_bias, *self._normalisation, *self._arguments)
-            return y.flatten(), self._along_bias(t, dw).flatten()
+            return y.view(-1), self._along_bias(t, dw).view(-1)
         kernel = self._kernel(self.parameters)
         y = self._form(self._batch, kernel)
         if self.layer_bias is not None:
@@ -112,35 +109,34 @@ class ConvParameterJacobian(LinearMap):
         """D dw + J dx alone, what ``joint_mv`` returns second: two convolutions."""
         if self._fuses("joint_tangent", (dw, self.shape[1]), (dx, self.x.numel())):
             t = fused.tangent(*self._tangents(dw, dx), *self._normalisation, *self._arguments)
-            return self._along_bias(t, dw).flatten()
+            return self._along_bias(t, dw).view(-1)
         return self._joint_tangent("joint_tangent", self._kernel(self.parameters), dw, dx)
 
     def joint_rmv(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(D^T u, J^T u), the adjoint of the tangent of ``joint_mv``: (parameters,) and (x.numel(),), or columns."""
         if self._fuses("joint_rmv", (u, self.shape[0])):
             u = u.reshape(-1, *self._sample)
-            padded = self.geometry.padded(self._batch) if not self.transposed else self._batch
-            dw, dx = fused.vjp(u, self._parameter, padded, *self._normalisation, *self._arguments)
-            dx = dx if self.transposed else self.geometry.unpadded(dx)
+            x = self.geometry.padded(self._batch) if self._pads else self._batch
+            dw, dx = fused.vjp(u, self._parameter, x, *self._normalisation, *self._arguments)
+            dx = self.geometry.unpadded(dx) if self._pads else dx
             return self._with_bias(dw.flatten(), u), dx.flatten()
         dw = self._apply("joint_rmv", self._pull, u, self.shape[0], self.shape[1])
         return dw, self._apply("joint_rmv", self._pull_x, u, self.shape[0], self.x.numel())
 
     def _fuses(self, name: str, *vectors: tuple[Tensor, int]) -> bool:
         """Whether one operator does it; the vectors and their lengths are checked."""
-        flat = self._normalisation is not None
         for vector, length in vectors:
             self._check(vector, name, length)
-            flat = flat and vector.dim() == 1
+        if self._normalisation is None or any(vector.dim() != 1 for vector, _ in vectors):
+            return False
         bias = self._parameter if self.layer_bias is None else self.layer_bias
-        return flat and may_fuse(*(vector for vector, _ in vectors), self._parameter, self._batch, bias)
+        return may_fuse(*(vector for vector, _ in vectors), self._parameter, self._batch, bias)
 
     def _tangents(self, dw: Tensor, dx: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """dw, dx, w and x as the operators take them."""
-        w, x, dx = self._parameter, self._batch, dx.reshape(self._batch.shape)
-        if not self.transposed:
-            x, dx = self.geometry.padded(x), self.geometry.padded(dx)
-        return (dw[: self.kernel_parameters] if self.has_bias else dw).reshape(w.shape), dx, w, x
+        w, x = self._parameter, self._batch
+        dw, dx = (dw[: self.kernel_parameters] if self.has_bias else dw).reshape(w.shape), dx.reshape(x.shape)
+        return (dw, self.geometry.padded(dx), w, self.geometry.padded(x)) if self._pads else (dw, dx, w, x)
 
     def _along_bias(self, t: Tensor, dw: Tensor) -> Tensor:
         return t + self._along_pixels(dw[self.kernel_parameters :]) if self.has_bias else t
@@ -149,6 +145,10 @@ class ConvParameterJacobian(LinearMap):
         return torch.cat((dw, u.transpose(0, 1).flatten(1).sum(1))) if self.has_bias else dw
 
     def _joint_tangent(self, name: str, kernel: Tensor, dw: Tensor, dx: Tensor) -> Tensor:
+        if dw.shape[1:] != dx.shape[1:]:
+            raise ValueError(
+                f"{WHERE}.{name}: dw and dx need as many columns, got shapes {tuple(dw.shape)} and {tuple(dx.shape)}."
+            )
         along_w = self._apply(name, self._push, dw, self.shape[1], self.shape[0])
         return along_w + self._apply(name, partial(self._push_x, kernel), dx, self.x.numel(), self.shape[0])
 

@@ -43,5 +43,8 @@ def geometry_arguments(geometry: Geometry, transposed: bool) -> tuple:
 
 
 def may_fuse(*tensors: Tensor) -> bool:
-    """Whether the operators, which differentiate nothing, may run: no autograd, transform or compiler watches."""
-    return not _compiling() and nothing_differentiates(*tensors) and not any(t.is_complex() for t in tensors)
+    """Whether the operators, which differentiate nothing, may run: no autograd, transform or compiler watches.
+
+    The tensors are real: the operators know no others.
+    """
+    return not _compiling() and nothing_differentiates(*tensors)

@@ -99,11 +99,12 @@ class Geometry:
         return line[i + torch.arange(self.kernel[2 + axis], device="cpu") * self.dilation[axis]]
 
     @cached_property
-    def _pads(self) -> bool:
+    def pads(self) -> bool:
+        """Whether ``padded`` puts anything around an image."""
         return any(map(any, self.edges))
 
     def padded(self, x: Tensor) -> Tensor:
-        if not self._pads:
+        if not self.pads:
             return x
         return F.pad(x, _as_torch(self.edges), mode="constant" if self.mode == "zeros" else self.mode)
 

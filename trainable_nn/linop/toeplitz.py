@@ -62,10 +62,12 @@ class ToeplitzConv(LinearMap):
         sides = (self.geometry.wide, self.geometry.narrow)
         self.input_shape, self.output_shape = map(torch.Size, reversed(sides) if self.transposed else sides)
         self.shape = (self.output_shape.numel(), self.input_shape.numel())
+        self._arguments = geometry_arguments(self.geometry, self.transposed)
 
     def gram_mv(self, vectors: Tensor, *, side: str = "inputs") -> Tensor:
         """J^T J v on the side "inputs", the default; J J^T u, what ``Jacobian.gram_mv`` is, on the side "outputs"."""
-        if side == "inputs" and isinstance(vectors, Tensor) and may_fuse(vectors, self.weight):
+        real = isinstance(vectors, Tensor) and not self.dtype.is_complex
+        if side == "inputs" and real and may_fuse(vectors, self.weight):
             return self._apply("gram_mv", self._push_and_pull, vectors, self.shape[1], self.shape[1])
         return self._gram(vectors, side)
 
@@ -103,10 +105,11 @@ class ToeplitzConv(LinearMap):
         )
 
     def _push_and_pull(self, rows: Tensor) -> Tensor:
-        x, arguments = rows.reshape(-1, *self.input_shape), geometry_arguments(self.geometry, self.transposed)
-        if self.transposed:
-            return fused.gram(x, self.weight, *arguments).flatten(1)
-        return self.geometry.unpadded(fused.gram(self.geometry.padded(x), self.weight, *arguments)).flatten(1)
+        x = rows.reshape(-1, *self.input_shape)
+        if self.transposed or not self.geometry.pads:
+            return fused.gram(x, self.weight, *self._arguments).flatten(1)
+        padded = self.geometry.padded(x)
+        return self.geometry.unpadded(fused.gram(padded, self.weight, *self._arguments)).flatten(1)
 
     def _push(self, rows: Tensor) -> Tensor:
         x = rows.reshape(-1, *self.input_shape)

@@ -35,7 +35,7 @@ _PAIRS = {"entry_norm": entry_norm.pair, "weight_norm": weight_norm.pair}
 IDENTITY = "identity"  # P(w) = w
 _BLOCK = 2**21  # bytes of the kernel's rows that one thread normalises at once
 _LANES = 64  # rows, of which a block is a multiple: oneDNN's own blocks divide it
-_IMAGES_PER_KERNEL = 16  # or more, where blocks pay; measured
+_IMAGES_PER_KERNEL = 8  # or more, where blocks pay; measured
 _MODERATE = 2.0**32  # of a filter's length over the gain, and of its inverse
 
 
@@ -43,22 +43,8 @@ def _pair(name: str, dw: Tensor, w: Tensor, constants) -> tuple[Tensor, Tensor]:
     return (w, dw) if name == IDENTITY else _PAIRS[name](dw, w, *constants)
 
 
-def _factored(name: str, dw: Tensor, w: Tensor, constants) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A kernel, DP(w) dw, and what the filters' outputs are multiplied with; without it, the kernel is P(w) itself.
-
-    A normalised row is a number times the row, so that P(w) need not be written; not where w's size could let a product
-    overflow or vanish that P(w) would not.
-    """
-    if name == "weight_norm" and w.dtype in (torch.float32, torch.float64):
-        along, scale = weight_norm_scales(dw, w, *constants)
-        least, most = scale.aminmax()
-        if 1 / _MODERATE <= least and most <= _MODERATE:
-            return w, along, scale.to(w.dtype).reshape(-1, *(1,) * (w.dim() - 2))
-    return *_pair(name, dw, w, constants), None
-
-
 def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry) -> Tensor:
-    return torch.ops.aten.convolution.default(x, kernel, bias, *geometry)
+    return torch.convolution(x, kernel, bias, *geometry)
 
 
 def _gradient(u: Tensor, x: Tensor, kernel: Tensor, geometry, of_kernel: bool) -> Tensor:
@@ -84,7 +70,7 @@ def _few_pixels(x: Tensor, kernel: Tensor, geometry) -> bool:
 
 def _as_matrices(x: Tensor, kernel: Tensor, geometry) -> bool:
     """Whether the product with patches is the faster convolution."""
-    return _few_pixels(x, kernel, geometry) and matrices_beat_convolutions()
+    return x.is_cpu and matrices_beat_convolutions() and _few_pixels(x, kernel, geometry)
 
 
 def _patches(images: list[Tensor], kernel: Tensor, geometry) -> Tensor:
@@ -124,6 +110,36 @@ def _rows_at_once(x: Tensor, w: Tensor, normalisation: str, geometry) -> int:
     return max(round(rows / _LANES), 1) * _LANES
 
 
+def _row_by_row(dw, w, x, images, rows, normalisation, constants, geometry) -> tuple[Tensor, Tensor]:
+    """conv(x, DP(w) dw) and conv(images, P(w)), in blocks of rows.
+
+    A normalised row is a number times the row, so that P(w) need not be written; but where w's size could let a product
+    overflow or vanish that P(w) would not. That is known at the end: a small operation between two convolutions, its
+    code and data long out of cache, costs as much as a tenth of a block.
+    """
+    blocks = list(zip(dw.split(rows), w.split(rows)))
+    scales = normalisation == "weight_norm" and w.dtype in (torch.float32, torch.float64)
+    tangents, values, scale = [], [], []
+    for dw_rows, w_rows in blocks:
+        if scales:
+            kernel = w_rows
+            along, of_rows = weight_norm_scales(dw_rows, w_rows, *constants)
+            scale.append(of_rows)
+        else:
+            kernel, along = _pair(normalisation, dw_rows, w_rows, constants)
+        tangents.append(_convolve(x, along, None, geometry))
+        values.append(_convolve(images, kernel, None, geometry))
+    tangent, value = torch.cat(tangents, 1), torch.cat(values, 1)
+    if not scales:
+        return tangent, value
+    scale = torch.cat(scale)
+    least, most = scale.aminmax()
+    if 1 / _MODERATE <= least and most <= _MODERATE:
+        return tangent, value.mul_(scale.to(w.dtype).reshape(-1, *(1,) * (w.dim() - 2)))
+    kernels = (_pair(normalisation, *block, constants)[0] for block in blocks)
+    return tangent, torch.cat([_convolve(images, kernel, None, geometry) for kernel in kernels], 1)
+
+
 def _jvp(dw, dx, w, x, bias, normalisation, constants, *geometry):
     if w.numel() < x.numel():
         kernel, along = _pair(normalisation, dw, w, constants)
@@ -137,19 +153,12 @@ def _jvp(dw, dx, w, x, bias, normalisation, constants, *geometry):
         t = both[:, n:].addmm_(along.flatten(1), patches[:, 0])
         return _add_bias(_image(both[:, :n], pixels), bias), _image(t, pixels)
     images, rows = torch.cat((x, dx)), _rows_at_once(x, w, normalisation, geometry)
-    if rows >= len(w):
+    if rows < len(w):
+        t, both = _row_by_row(dw, w, x, images, rows, normalisation, constants, geometry)
+    else:
         kernel, along = _pair(normalisation, dw, w, constants)
-        both = _convolve(images, kernel, None, geometry)
-        t = _convolve(x, along, None, geometry).add_(both[len(x) :])
-        return _add_bias(both[: len(x)].clone(), bias).contiguous(), t.contiguous()
-    values, tangents = [], []
-    for dw_rows, w_rows in zip(dw.split(rows), w.split(rows)):
-        kernel, along, scale = _factored(normalisation, dw_rows, w_rows, constants)
-        both = _convolve(images, kernel, None, geometry)
-        both = both if scale is None else both.mul_(scale)
-        values.append(both[: len(x)])
-        tangents.append(_convolve(x, along, None, geometry).add_(both[len(x) :]))
-    return _add_bias(torch.cat(values, 1), bias).contiguous(), torch.cat(tangents, 1).contiguous()
+        both, t = _convolve(images, kernel, None, geometry), _convolve(x, along, None, geometry)
+    return _add_bias(both[: len(x)].clone(), bias).contiguous(), t.add_(both[len(x) :]).contiguous()
 
 
 def _tangent(dw, dx, w, x, normalisation, constants, *geometry):
@@ -161,12 +170,8 @@ def _tangent(dw, dx, w, x, normalisation, constants, *geometry):
             return _image(t, _pixels(x, kernel, geometry))
         rows = _rows_at_once(x, w, normalisation, geometry)
         if rows < len(w):
-            tangents = []
-            for dw_rows, w_rows in zip(dw.split(rows), w.split(rows)):
-                kernel, along, scale = _factored(normalisation, dw_rows, w_rows, constants)
-                t, moved = _convolve(x, along, None, geometry), _convolve(dx, kernel, None, geometry)
-                tangents.append(t.add_(moved) if scale is None else t.addcmul_(moved, scale))
-            return torch.cat(tangents, 1).contiguous()
+            t, moved = _row_by_row(dw, w, x, dx, rows, normalisation, constants, geometry)
+            return t.add_(moved).contiguous()
     kernel, along = _pair(normalisation, dw, w, constants)
     return _convolve(x, along, None, geometry).add_(_convolve(dx, kernel, None, geometry)).contiguous()
 

@@ -4,7 +4,7 @@
 // taken as it is (channels_last, transposed); one with gaps or overlaps is first cloned, which is
 // the layout that empty_like gives too, so the fake kernels' strides hold.
 #pragma once
-#include <initializer_list>
+#include <vector>
 
 #include "kernels.h"
 #include "torch_abi.h"
@@ -57,19 +57,19 @@ inline Rows rows_of(const Tensor& w) {
 }
 
 // The schemas are op(w, constants), op_backward(g, w, constants), op_double_backward(v, g, w, constants)
-// op_pair(g, w, constants) and op_scales(g, w, constants), with the constants eps, gain and, for entry_norm, leak.
+// and op_pair(g, w, constants), with the constants eps, gain and, for entry_norm, leak.
 template <class Empty, class Run>
 void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Empty empty_like, Run run) {
   const int operands = 1 + has_g(derivative) + has_v(derivative);
   Tensor w, g, v;
-  Tensor* in_order[5][3] = {{&w}, {&g, &w}, {&v, &g, &w}, {&g, &w}, {&g, &w}};
+  Tensor* in_order[4][3] = {{&w}, {&g, &w}, {&v, &g, &w}, {&g, &w}};
   for (int i = 0; i < operands; ++i) *in_order[derivative][i] = Tensor(stack[i]);  // owned from here on
   w = dense(std::move(w));
   if (has_g(derivative)) g = laid_out_as(w, std::move(g));
   if (has_v(derivative)) v = laid_out_as(w, std::move(v));
   const bool two = has_two_results(derivative);
   Tensor out = empty_like(w), out_w;
-  if (two) out_w = derivative == kScales ? w.empty_rows(kDouble) : empty_like(w);
+  if (two) out_w = empty_like(w);
 
   Call call = {};
   call.derivative = derivative;
@@ -86,10 +86,6 @@ void boxed(Derivative derivative, StableIValue* stack, uint64_t inputs, Empty em
     call.out = out.mutable_data();
     call.out_w = two ? out_w.mutable_data() : nullptr;
     run(call, w.device_index());
-  } else if (derivative == kScales) {  // rows without entries
-    StableIValue zeros[1] = {out_w.release()};
-    TNN_CHECK(torch_call_dispatcher("aten::zero_", "", zeros, kTorchTarget));
-    out_w = Tensor(zeros[0]);
   }
   stack[0] = out.release();
   if (two) stack[1] = out_w.release();
@@ -106,16 +102,16 @@ struct Operator {
   Boxed kernel;
 };
 
-// All operators of one device.
-inline void register_kernels(const char* key, std::initializer_list<Operator> operators) {
+// Operators of one device.
+inline void register_kernels(const char* key, const std::vector<Operator>& operators) {
   // never deleted: with the library object the kernels would go, too
   static TorchLibraryHandle library;
   TNN_CHECK(aoti_torch_library_init_impl("trainable_nn", key, __FILE__, __LINE__, &library));
   for (const Operator& op : operators) TNN_CHECK(torch_library_impl(library, op.name, op.kernel, kTorchTarget));
 }
 
-// Both maps, with Device::entry_norm and Device::weight_norm as their kernels.
-template <class Device> bool register_device(const char* key) {
+// Both maps, with Device::entry_norm and Device::weight_norm as their kernels, and what this device has beside them.
+template <class Device, class... Others> bool register_device(const char* key, Others... others) {
   register_kernels(key, {{"entry_norm", Device::template entry_norm<kValue>},
                          {"entry_norm_backward", Device::template entry_norm<kFirst>},
                          {"entry_norm_double_backward", Device::template entry_norm<kSecond>},
@@ -124,7 +120,7 @@ template <class Device> bool register_device(const char* key) {
                          {"weight_norm_backward", Device::template weight_norm<kFirst>},
                          {"weight_norm_double_backward", Device::template weight_norm<kSecond>},
                          {"weight_norm_pair", Device::template weight_norm<kPair>},
-                         {"weight_norm_scales", Device::template weight_norm<kScales>}});
+                         others...});
   return true;
 }
 

@@ -14,7 +14,7 @@ namespace tnn {
 enum Dtype : int32_t { kHalf = 5, kFloat = 6, kDouble = 7, kBFloat16 = 15 };
 
 // value: P(w).  first: DP(w) g.  second: DP(w) v, and the gradient in w of <v, DP(w) g>.
-// pair: P(w) and DP(w) g.  scales, of weight_norm alone: DP(w) g, and s in double, P(w) = s w row by row.
+// pair: P(w) and DP(w) g.  scales, of weight_norm on the CPU: DP(w) g, and s in double, P(w) = s w row by row.
 enum Derivative { kValue, kFirst, kSecond, kPair, kScales };
 TNN_INLINE constexpr bool has_g(Derivative d) { return d != kValue; }
 TNN_INLINE constexpr bool has_v(Derivative d) { return d == kSecond; }

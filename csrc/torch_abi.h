@@ -6,6 +6,7 @@
 // release that has it.  tests/test_native.py compiles this file together with the
 // installed torch's own headers, where a differing declaration is an error.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -16,9 +17,11 @@ extern "C" {
 struct AtenTensorOpaque;
 struct TorchLibraryOpaque;
 struct DeviceGuardOpaque;
+struct StableListOpaque;
 using AtenTensorHandle = AtenTensorOpaque*;
 using TorchLibraryHandle = TorchLibraryOpaque*;
 using DeviceGuardHandle = DeviceGuardOpaque*;
+using StableListHandle = StableListOpaque*;
 using AOTITorchError = int32_t;
 using StableIValue = uint64_t;
 
@@ -30,6 +33,12 @@ AOTITorchError torch_call_dispatcher(const char* op, const char* overload, Stabl
                                      uint64_t extension_build_version);
 AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain_size,
                                   void (*fn)(int64_t begin, int64_t end, void* ctx), void* ctx);
+AOTITorchError torch_new_list_reserve_size(size_t size, StableListHandle* ret);
+AOTITorchError torch_list_size(StableListHandle list, size_t* size);
+AOTITorchError torch_list_get_item(StableListHandle list, size_t index, StableIValue* element);
+AOTITorchError torch_list_push_back(StableListHandle list, StableIValue element);
+AOTITorchError torch_delete_list(StableListHandle list);
+AOTITorchError aoti_torch_new_tensor_handle(AtenTensorHandle t, AtenTensorHandle* ret);
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle t);
 AOTITorchError torch_get_const_data_ptr(AtenTensorHandle t, const void** ret);
 AOTITorchError torch_get_mutable_data_ptr(AtenTensorHandle t, void** ret);
@@ -84,6 +93,12 @@ class Tensor {
     return released;
   }
 
+  Tensor another() const {  // handle of the same tensor
+    AtenTensorHandle made;
+    TNN_CHECK(aoti_torch_new_tensor_handle(handle_, &made));
+    return Tensor(reinterpret_cast<StableIValue>(made));
+  }
+
   template <class T, class Getter> T get(Getter getter) const {
     T result;
     TNN_CHECK(getter(handle_, &result));
@@ -103,13 +118,6 @@ class Tensor {
   Tensor empty_like() const {
     AtenTensorHandle made;
     TNN_CHECK(aoti_torch_empty_strided(dim(), sizes(), strides(), dtype(), device_type(), device_index(), &made));
-    return Tensor(reinterpret_cast<StableIValue>(made));
-  }
-  // One entry of another dtype for each index of dimension 0, on the same device; contents unset.
-  Tensor empty_rows(int32_t dtype) const {
-    AtenTensorHandle made;
-    const int64_t rows = dim() ? sizes()[0] : 1, stride = 1;
-    TNN_CHECK(aoti_torch_empty_strided(1, &rows, &stride, dtype, device_type(), device_index(), &made));
     return Tensor(reinterpret_cast<StableIValue>(made));
   }
 };

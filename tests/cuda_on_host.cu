@@ -16,7 +16,6 @@ static const double kEps = 1e-2, kGain = 1.5, kLeak = 0.25;
 
 template <class S> struct Data {
   std::vector<S> w, g, v, out, out_w;
-  std::vector<double> scales;
   Call call = {};
   Data(Derivative derivative, Rows rows) {
     const int64_t n = rows.count * rows.outer * rows.inner;
@@ -34,8 +33,6 @@ template <class S> struct Data {
     call.eps = kEps, call.gain = kGain, call.leak = kLeak;
     call.w = w.data(), call.g = g.data(), call.v = v.data();
     call.out = out.data(), call.out_w = out_w.data();
-    scales.assign(rows.count, 7);
-    if (derivative == kScales) call.out_w = scales.data();
   }
   double worst = 0;
   void compare(S found, double expected) {
@@ -88,12 +85,11 @@ template <class S, Derivative D, int N> static double rows(Rows r, int64_t threa
       ww += w * w, wg += w * g, wv += w * v, vg += v * g;
     }
     const double s = kEps + ww;
-    if (D == kScales) d.worst = std::fmax(d.worst, std::fabs(d.scales[row] * std::sqrt(s) / kGain - 1));
     for (int64_t i : entry) {
       const double w = number(d.w[i]), g = number(d.g[i]), v = number(d.v[i]);
       if (D == kValue || D == kPair) d.compare(d.out[i], kGain * w / std::sqrt(s));
       if (D == kPair) d.compare(d.out_w[i], kGain * (g - w * wg / s) / std::sqrt(s));
-      if (D == kFirst || D == kScales) d.compare(d.out[i], kGain * (g - w * wg / s) / std::sqrt(s));
+      if (D == kFirst) d.compare(d.out[i], kGain * (g - w * wg / s) / std::sqrt(s));
       if (D == kSecond) {
         d.compare(d.out[i], kGain * (v - w * wv / s) / std::sqrt(s));
         d.compare(d.out_w[i], kGain * std::pow(s, -1.5) * (3 * w * wv * wg / s - w * vg - v * wg - g * wv));
@@ -109,8 +105,7 @@ template <class S, Derivative D> static double all() {
   double w = 0;
   for (int64_t threads : {1, 7, 256}) {
     for (int64_t n : {0, 1, 3, 8, 31, 1000, 4099})
-      if constexpr (D != kScales)
-        w = std::fmax(w, std::fmax(entries<S, D, N>(n, threads), entries<S, D, 1>(n, threads)));
+      w = std::fmax(w, std::fmax(entries<S, D, N>(n, threads), entries<S, D, 1>(n, threads)));
     for (Rows r : {Rows{1, 1, 1}, Rows{3, 1, 27}, Rows{5, 4, 3}, Rows{7, 30, 1}, Rows{2, 1, 1000}})
       w = std::fmax(w, rows<S, D, 1>(r, threads));
     for (Rows r : {Rows{3, 1, 64}, Rows{2, 3, 16}}) w = std::fmax(w, rows<S, D, N>(r, threads));
@@ -119,8 +114,7 @@ template <class S, Derivative D> static double all() {
 }
 
 template <class S> static int check(const char* name, double limit) {
-  const double w =
-      std::max({all<S, kValue>(), all<S, kFirst>(), all<S, kSecond>(), all<S, kPair>(), all<S, kScales>()});
+  const double w = std::max({all<S, kValue>(), all<S, kFirst>(), all<S, kSecond>(), all<S, kPair>()});
   std::printf("%s %.3g %s\n", name, w, w < limit ? "ok" : "FAIL");
   return w < limit ? 0 : 1;
 }

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import trainable_nn as tnn
 from trainable_nn.linop import ConvParameterJacobian, ToeplitzConv
-from trainable_nn.ops import convolution
+from trainable_nn.ops import convolution, native
 
 F64 = torch.float64
 OPS = torch.ops.trainable_nn
@@ -216,6 +216,94 @@ def test_vectors_of_another_length_or_dtype_are_refused_before_anything_runs():
             operator.joint_tangent(torch.ones(54), torch.ones(x.numel(), dtype=F64))
 
 
+def by_dense_rows(g, w, x, images, eps, gain, geometry):
+    """What ``weight_norm_conv_rows`` gives, in plain PyTorch and float64."""
+    g, w, x, images = (t.double() for t in (g, w, x, images))
+    rho = (eps + w.flatten(1).square().sum(1)).rsqrt().reshape(-1, *(1,) * (w.dim() - 1))
+    unit = rho * w
+    along = gain * rho * (g - unit * (unit * g).flatten(1).sum(1).reshape(rho.shape))
+    conv = (torch.conv1d, torch.conv2d, torch.conv3d)[w.dim() - 3]
+    stride, padding, dilation, groups = geometry
+    both = conv(images, gain * unit, None, stride, padding, dilation, groups)
+    n = len(images) - len(x)
+    return both[:n], conv(x, along, None, stride, padding, dilation, groups) + both[n:]
+
+
+CONV_ROWS = torch.ops.trainable_nn.weight_norm_conv_rows
+ROWS_OF = {  # kernel, sizes of an image, (stride, padding, dilation, groups)
+    "1d": ((11, 3, 4), (3, 9), ([2], [1], [2], 1)),
+    "2d": ((11, 3, 2, 3), (3, 5, 6), ([1, 2], [2, 0], [2, 1], 1)),
+    "3d": ((11, 2, 2, 1, 2), (2, 3, 4, 3), ([1, 1, 2], [1, 0, 1], [1, 1, 1], 1)),
+    "groups": ((12, 2, 3, 3), (6, 5, 4), ([1, 1], [1, 1], [1, 1], 3)),
+}
+
+
+@pytest.mark.parametrize("geometry", ROWS_OF)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_convolution_by_rows_is_the_dense_one(geometry, dtype):
+    kernel, image, arguments = ROWS_OF[geometry]
+    torch.manual_seed(0)
+    g, w = torch.randn(2, *kernel, dtype=dtype)
+    x, dx, more = torch.randn(3, 2, *image, dtype=dtype)
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    layouts = [lambda t: t, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)]
+    if len(kernel) == 4:
+        layouts.append(lambda t: t.contiguous(memory_format=torch.channels_last))
+    rows = (12, 40) if geometry == "groups" else (1, 4, 11, 40)
+    for layout, at_once, images in itertools.product(layouts, rows, (dx, torch.cat((x, dx)), torch.cat((x, more, dx)))):
+        expected = by_dense_rows(g, w, x, images, 0.3, 1.5, arguments)
+        found = CONV_ROWS(layout(g), layout(w), layout(x), layout(images), at_once, 0.3, 1.5, *arguments)
+        for a, b in zip(found, expected):
+            assert a.is_contiguous() and a.dtype == dtype
+            assert_close(a.double(), b, **close)
+    with torch.inference_mode():
+        found = CONV_ROWS(g, w, x, dx, 40, 0.3, 1.5, *arguments)[1]
+    assert_close(found.double(), by_dense_rows(g, w, x, dx, 0.3, 1.5, arguments)[1], **close)
+
+
+def test_a_convolution_by_rows_on_several_threads():
+    torch.manual_seed(0)
+    (g, w), (x, dx) = torch.randn(2, 64, 16, 3, 3), torch.randn(2, 8, 16, 40, 40)
+    arguments = [1, 1], [1, 1], [1, 1], 1
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = CONV_ROWS(g, w, x, torch.cat((x, dx)), 48, 0.3, 1.5, *arguments)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(found, by_dense_rows(g, w, x, torch.cat((x, dx)), 0.3, 1.5, arguments)):
+        assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_of_very_different_sizes_in_one_block():
+    torch.manual_seed(0)
+    (g, w), (x, dx) = torch.randn(2, 6, 2, 3, 3), torch.randn(2, 1, 2, 4, 4)
+    w *= torch.tensor([1.0, 1e20, 1e-20, 1e12, 1e-12, 0.0]).reshape(-1, 1, 1, 1)
+    arguments = [1, 1], [1, 1], [1, 1], 1
+    for rows in (1, 2, 6):
+        found = CONV_ROWS(g, w, x, torch.cat((x, dx)), rows, 1e-30, 1.5, *arguments)
+        for a, b in zip(found, by_dense_rows(g, w, x, torch.cat((x, dx)), 1e-30, 1.5, arguments)):
+            assert a.isfinite().all()
+            size = b.abs().amax((0, 2, 3), keepdim=True)
+            assert ((a.double() - b).abs() <= 1e-5 * size).all()
+
+
+@pytest.mark.skipif("cpu" not in native.loaded, reason="no compiled CPU kernels")
+def test_a_convolution_by_rows_refuses_what_it_does_not_know():
+    g = w = torch.ones(4, 2, 3, 3)
+    x, arguments = torch.ones(1, 2, 4, 4), ([1, 1], [1, 1], [1, 1], 1)
+    for wrong in (
+        (g.half(), w.half(), x.half(), x.half(), 2),
+        (g, w, x, x, 0),
+        (g[:0], w[:0], x, x, 2),
+        (g[0, 0], w[0, 0], x, x, 2),
+        (g[:3], w, x, x, 2),
+        (g, w, x[:, :1], x, 2),
+    ):
+        with pytest.raises(RuntimeError):
+            CONV_ROWS(*wrong, 0.3, 1.5, *arguments)
+
+
 GEOMETRIES_OF_OPS = {
     "plain": ((2, 3, 3, 3), (2, 3, 5, 4), ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)),
     "groups, stride": ((4, 2, 3, 2), (2, 4, 5, 4), ((2, 1), (1, 1), (1, 2), False, (0, 0), 2)),
@@ -239,6 +327,10 @@ def test_the_fused_operators_keep_the_registration_contract(name, geometry):
     for b in (None, bias):
         torch.library.opcheck(OPS.normalised_conv_jvp.default, (dw, dx, w, x, b, *normalised))
     torch.library.opcheck(OPS.normalised_conv_tangent.default, (dw, dx, w, x, *normalised))
+    stride, padding, dilation, transposed, _, groups = arguments
+    if not transposed and name == "weight_norm":
+        rows = (dw, w, x, torch.cat((x, dx)), 40, *CONSTANTS[name], stride, padding, dilation, groups)
+        torch.library.opcheck(CONV_ROWS.default, rows)
     torch.library.opcheck(OPS.normalised_conv_vjp.default, (u, w, x, *normalised))
     torch.library.opcheck(OPS.conv_gram.default, (x, w, *arguments))
 

@@ -141,32 +141,6 @@ def test_the_pair_is_the_value_and_the_derivative_to_the_last_bit(name, constant
     assert torch.equal(tangent, getattr(PRIVATE, f"{name}_backward")(g, w, *constants))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_scales_are_what_takes_a_row_to_its_value_and_the_derivative_that_of_backward(dtype, layout):
-    for shape in ((5, 7, 3, 4), (3, 1500, 2, 2)):
-        w, g = (layout(weights(*shape, seed=s).to(dtype)) for s in (1, 2))
-        tangent, scales = PRIVATE.weight_norm_scales(g, w, EPS, GAIN)
-        assert torch.equal(tangent, PRIVATE.weight_norm_backward(g, w, EPS, GAIN))
-        assert scales.dtype == torch.float64
-        exact = GAIN * (EPS + w.double().square().sum((1, 2, 3))) ** -0.5
-        assert_close(scales, exact, rtol=1e-13, atol=0.0)
-        assert len(set(scales.tolist())) == len(w)
-
-
-def test_the_scales_of_odd_rows():
-    eps, gain = 0.25, 3.0
-    scales = lambda w: PRIVATE.weight_norm_scales(torch.ones_like(w), w, eps, gain)[1]
-    assert scales(torch.empty(3, 0)).tolist() == [0.0, 0.0, 0.0]
-    assert scales(torch.empty(0, 3)).tolist() == []
-    assert scales(torch.tensor(0.0)).tolist() == [6.0]
-    assert_close(scales(torch.tensor([0.0, 1.0])), gain * torch.tensor([0.25, 1.25], dtype=torch.float64) ** -0.5)
-    assert_close(scales(torch.ones(1, 300001)), gain * torch.tensor([300001.25], dtype=torch.float64) ** -0.5)
-    huge = torch.tensor([[3e200, 4e200]], dtype=torch.float64)  # its square is no number
-    assert_close(scales(huge), torch.tensor([6e-201], dtype=torch.float64), rtol=1e-13, atol=0.0)
-    assert scales(torch.tensor([[math.nan, 1.0]])).isnan().all()
-
-
 @cases
 def test_gradcheck_in_both_modes_and_twice(f, closed):
     w = weights(3, 4).requires_grad_()
@@ -504,7 +478,6 @@ def test_the_operators_keep_the_registration_contract(layout):
             ("", (w,)), ("_backward", (g, w)), ("_double_backward", (v, g, w)), ("_pair", (g, w)),
         ):  # fmt: skip
             torch.library.opcheck(getattr(PRIVATE, name + suffix).default, (*operands, *constants))
-    torch.library.opcheck(PRIVATE.weight_norm_scales.default, (g, w, EPS, GAIN))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -637,7 +610,10 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             for name, constants in (("entry_norm", (0.3, 1.5, 0.25)), ("weight_norm", (0.3, 1.5))):
                 op = lambda suffix, *t: getattr(torch.ops.trainable_nn, name + suffix)(*t, *constants)
                 out += [op("", w), op("_backward", h, w), *op("_double_backward", v, h, w), *op("_pair", h, w)]
-            out += op("_scales", h, w)
+            if dtype.itemsize > 2 and len(shape) == 4:
+                x, y = torch.randn(2, 3, shape[1], 6, 8, generator=g, dtype=torch.float64).to(dtype)
+                geometry = [1, 2], [2, 1], [1, 1], 1
+                out += torch.ops.trainable_nn.weight_norm_conv_rows(h, w, x, torch.cat((x, y)), 4, 0.3, 1.5, *geometry)
 torch.save(out, sys.argv[2])
 """
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "../boxed.h"
+#include "conv_rows.h"
 #include "pool.h"
 
 namespace tnn {
@@ -102,9 +103,12 @@ struct Cpu {
   template <Derivative D> static void weight_norm(StableIValue* stack, uint64_t inputs, uint64_t) {
     boxed(D, stack, inputs, like, [](const Call& call, int) { run_rows(kernels(), call); });
   }
+  static void conv_rows(StableIValue* stack, uint64_t, uint64_t) {
+    weight_norm_conv_rows(stack, like, [](const Call& call) { run_rows(kernels(), call); });
+  }
 };
 
-const bool registered = register_device<Cpu>("CPU");
+const bool registered = register_device<Cpu>("CPU", Operator{"weight_norm_conv_rows", Cpu::conv_rows});
 
 }  // namespace
 

@@ -68,9 +68,7 @@ template <class S, Derivative D> int launch_entries(const Call& c, cudaStream_t 
 
 int entry_norm_cuda(const Call& c, void* stream) {
   return for_dtype_and_derivative(c, [&](auto s, auto is) {
-    constexpr Derivative D = decltype(is)::derivative;
-    if constexpr (D == kScales) return -1;  // a row has none
-    else return launch_entries<decltype(s), D>(c, (cudaStream_t)stream);
+    return launch_entries<decltype(s), decltype(is)::derivative>(c, (cudaStream_t)stream);
   });
 }
 

@@ -62,7 +62,7 @@ template <class S, Derivative D> struct RowMap {
         const auto value = [&] { return (S)(fits ? (T)in_float.value((float)a) : (T)norm.value(a)); };
         const auto first = [&] { return (S)(fits ? (T)in_float.first_g((float)b, (float)a) : (T)norm.first_g(b, a)); };
         if (D == kValue || D == kPair) y.entry[k] = value();
-        if (D == kFirst || D == kScales) y.entry[k] = first();
+        if (D == kFirst) y.entry[k] = first();
         if (D == kPair) y_w.entry[k] = first();
         if (D == kSecond) {
           y.entry[k] = (S)(T)norm.first_v(c, a);
@@ -70,9 +70,8 @@ template <class S, Derivative D> struct RowMap {
         }
       }
       store<N>(out + i, y);
-      if (D == kSecond || D == kPair) store<N>(out_w + i, y_w);
+      if (has_two_results(D)) store<N>(out_w + i, y_w);
     });
-    if (D == kScales && thread == 0) reinterpret_cast<double*>(out_w)[row] = factors.scale();
   }
 
   // the rare row of float64 whose squares overflow is summed again, smaller

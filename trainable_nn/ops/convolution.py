@@ -27,7 +27,6 @@ from .entry_norm import kernels as entry_norm
 from .pace import channels_last_pays, matrices_beat_convolutions
 from .registry import define
 from .weight_norm import kernels as weight_norm
-from .weight_norm import scales as weight_norm_scales
 
 GEOMETRY = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 NORMALISED = f"str normalisation, float[] constants, {GEOMETRY}"
@@ -36,7 +35,6 @@ IDENTITY = "identity"  # P(w) = w
 _BLOCK = 2**21  # bytes of the kernel's rows that one thread normalises at once
 _LANES = 64  # rows, of which a block is a multiple: oneDNN's own blocks divide it
 _IMAGES_PER_KERNEL = 8  # or more, where blocks pay; measured
-_MODERATE = 2.0**32  # of a filter's length over the gain, and of its inverse
 
 
 def _pair(name: str, dw: Tensor, w: Tensor, constants) -> tuple[Tensor, Tensor]:
@@ -110,34 +108,31 @@ def _rows_at_once(x: Tensor, w: Tensor, normalisation: str, geometry) -> int:
     return max(round(rows / _LANES), 1) * _LANES
 
 
-def _row_by_row(dw, w, x, images, rows, normalisation, constants, geometry) -> tuple[Tensor, Tensor]:
-    """conv(x, DP(w) dw) and conv(images, P(w)), in blocks of rows.
+def _in_blocks(g, w, x, images, rows, pair, geometry) -> tuple[Tensor, Tensor]:
+    """conv(images, P(w)) on the first images, and its sum with conv(x, DP(w) g) on the last, as many as x has."""
+    values, tangents = [], []
+    for block in zip(g.split(rows), w.split(rows)):
+        kernel, along = pair(*block)
+        product, n = _convolve(images, kernel, None, geometry), len(images) - len(x)
+        values.append(product[:n])
+        tangents.append(_convolve(x, along, None, geometry).add_(product[n:]))
+    return torch.cat(values, 1).contiguous(), torch.cat(tangents, 1).contiguous()
 
-    A normalised row is a number times the row, so that P(w) need not be written; but where w's size could let a product
-    overflow or vanish that P(w) would not. That is known at the end: a small operation between two convolutions, its
-    code and data long out of cache, costs as much as a tenth of a block.
-    """
-    blocks = list(zip(dw.split(rows), w.split(rows)))
-    scales = normalisation == "weight_norm" and w.dtype in (torch.float32, torch.float64)
-    tangents, values, scale = [], [], []
-    for dw_rows, w_rows in blocks:
-        if scales:
-            kernel = w_rows
-            along, of_rows = weight_norm_scales(dw_rows, w_rows, *constants)
-            scale.append(of_rows)
-        else:
-            kernel, along = _pair(normalisation, dw_rows, w_rows, constants)
-        tangents.append(_convolve(x, along, None, geometry))
-        values.append(_convolve(images, kernel, None, geometry))
-    tangent, value = torch.cat(tangents, 1), torch.cat(values, 1)
-    if not scales:
-        return tangent, value
-    scale = torch.cat(scale)
-    least, most = scale.aminmax()
-    if 1 / _MODERATE <= least and most <= _MODERATE:
-        return tangent, value.mul_(scale.to(w.dtype).reshape(-1, *(1,) * (w.dim() - 2)))
-    kernels = (_pair(normalisation, *block, constants)[0] for block in blocks)
-    return tangent, torch.cat([_convolve(images, kernel, None, geometry) for kernel in kernels], 1)
+
+def _weight_norm_rows(g, w, x, images, rows, eps, gain, stride, padding, dilation, groups):
+    geometry = stride, padding, dilation, False, [0] * len(stride), groups
+    return _in_blocks(g, w, x, images, rows, lambda *block: weight_norm.pair(*block, eps, gain), geometry)
+
+
+def _by_rows(g, w, x, images, normalisation, constants, geometry) -> tuple[Tensor, Tensor] | None:
+    """``_in_blocks`` where that is the fastest way."""
+    rows = _rows_at_once(x, w, normalisation, geometry)
+    stride, padding, dilation, transposed, _, groups = geometry
+    if normalisation == "weight_norm" and x.is_cpu and not transposed and w.dtype in (torch.float32, torch.float64):
+        return weight_norm_rows(g, w, x, images, rows, *constants, stride, padding, dilation, groups)
+    if rows >= len(w):
+        return None
+    return _in_blocks(g, w, x, images, rows, lambda *block: _pair(normalisation, *block, constants), geometry)
 
 
 def _jvp(dw, dx, w, x, bias, normalisation, constants, *geometry):
@@ -152,26 +147,24 @@ def _jvp(dw, dx, w, x, bias, normalisation, constants, *geometry):
         both = kernel.flatten(1) @ patches.flatten(1)
         t = both[:, n:].addmm_(along.flatten(1), patches[:, 0])
         return _add_bias(_image(both[:, :n], pixels), bias), _image(t, pixels)
-    images, rows = torch.cat((x, dx)), _rows_at_once(x, w, normalisation, geometry)
-    if rows < len(w):
-        t, both = _row_by_row(dw, w, x, images, rows, normalisation, constants, geometry)
-    else:
-        kernel, along = _pair(normalisation, dw, w, constants)
-        both, t = _convolve(images, kernel, None, geometry), _convolve(x, along, None, geometry)
+    images = torch.cat((x, dx))
+    results = _by_rows(dw, w, x, images, normalisation, constants, geometry)
+    if results is not None:
+        return _add_bias(results[0], bias), results[1]
+    kernel, along = _pair(normalisation, dw, w, constants)
+    both, t = _convolve(images, kernel, None, geometry), _convolve(x, along, None, geometry)
     return _add_bias(both[: len(x)].clone(), bias).contiguous(), t.add_(both[len(x) :]).contiguous()
 
 
 def _tangent(dw, dx, w, x, normalisation, constants, *geometry):
-    if w.numel() >= x.numel():
-        if _as_matrices(x, w, geometry):
-            kernel, along = _pair(normalisation, dw, w, constants)
-            patches = _patches([x, dx], kernel, geometry)
-            t = (along.flatten(1) @ patches[:, 0]).addmm_(kernel.flatten(1), patches[:, 1])
-            return _image(t, _pixels(x, kernel, geometry))
-        rows = _rows_at_once(x, w, normalisation, geometry)
-        if rows < len(w):
-            t, moved = _row_by_row(dw, w, x, dx, rows, normalisation, constants, geometry)
-            return t.add_(moved).contiguous()
+    if w.numel() >= x.numel() and _as_matrices(x, w, geometry):
+        kernel, along = _pair(normalisation, dw, w, constants)
+        patches = _patches([x, dx], kernel, geometry)
+        t = (along.flatten(1) @ patches[:, 0]).addmm_(kernel.flatten(1), patches[:, 1])
+        return _image(t, _pixels(x, kernel, geometry))
+    results = _by_rows(dw, w, x, dx, normalisation, constants, geometry)
+    if results is not None:
+        return results[1]
     kernel, along = _pair(normalisation, dw, w, constants)
     return _convolve(x, along, None, geometry).add_(_convolve(dx, kernel, None, geometry)).contiguous()
 
@@ -206,6 +199,18 @@ def _fake_output(x, kernel, geometry) -> Tensor:
     return x.new_empty(_convolve(x, kernel, None, geometry).shape)
 
 
+def _fake_rows(w, x, images, stride, padding, dilation, groups) -> tuple[Tensor, Tensor]:
+    t = _fake_output(x, w, (stride, padding, dilation, False, [0] * len(stride), groups))
+    return t.new_empty(len(images) - len(x), *t.shape[1:]), t
+
+
+weight_norm_rows = define(
+    "weight_norm_conv_rows(Tensor g, Tensor w, Tensor x, Tensor images, int rows, float eps, float gain, "
+    "int[] stride, int[] padding, int[] dilation, int groups) -> (Tensor, Tensor)",
+    _weight_norm_rows,
+    lambda g, w, x, images, rows, eps, gain, *geometry: _fake_rows(w, x, images, *geometry),
+    equal_operands=False,
+)
 jvp = _directly(
     define(
         f"normalised_conv_jvp(Tensor dw, Tensor dx, Tensor w, Tensor x, Tensor? bias, {NORMALISED}) -> (Tensor, Tensor)",

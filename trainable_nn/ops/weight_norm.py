@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .differentiable import Formulas, differentiable
-from .registry import define, define_map, like
+from .registry import define_map
 
 
 def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,14 +64,6 @@ def _second(v: Tensor, g: Tensor, w: Tensor, eps: float, gain: float) -> Tensor:
     return (gain * (n * (3.0 * a * b - c) - b * u - a * h) * (rho / scale) * (rho / scale)).to(w.dtype)
 
 
-def _scales(g: Tensor, w: Tensor, eps: float, gain: float) -> tuple[Tensor, Tensor]:
-    """DP(w) g, and the row's factor s of P(w) = s w, in float64; 0 for rows without entries."""
-    (x,) = _wide(w)
-    _, rho, scale = _unit(x, eps)
-    rows = len(w) if w.dim() else 1
-    return like(w, _first(g, w, eps, gain)), (gain * rho / scale).reshape(rows) if w.numel() else x.new_zeros(rows)
-
-
 def _fold_batch(tensors, dims, size):
     """Rows are independent: the batch is more rows."""
     moved = [t.unsqueeze(0) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims)]
@@ -82,10 +74,4 @@ def _fold_batch(tensors, dims, size):
 
 _formulas = Formulas(_value, _first, _second)
 kernels = define_map("weight_norm", "float eps, float gain", _formulas)
-scales = define(
-    "weight_norm_scales(Tensor g, Tensor w, float eps, float gain) -> (Tensor, Tensor)",
-    _scales,
-    lambda g, w, eps, gain: (torch.empty_like(w), _wide(w.new_empty(len(w) if w.dim() else 1))[0]),
-)
-
 weight_norm = differentiable(_formulas, kernels, _fold_batch)

@@ -10,8 +10,8 @@ The derivative of the normalisation is fused with its value, one pass over the w
 convolution copies its kernel into blocks before it starts, so where the kernel is larger than the image x and dx go
 through P(w) as one batch; and where there are fewer pixels than filters the convolution is the matrix product of the
 kernel with the patches of x, which copies no kernel, if this machine's products keep pace (``pace``). Where the image is
-small beside the kernel, forward mode goes through blocks of filters: P and DP stay in cache until they are multiplied, and
-a normalised filter, a number times the filter itself, is not written at all.
+small beside the kernel, forward mode goes through blocks of filters: P and DP stay in cache until they are multiplied; and
+a weight-normalised filter, a number times the filter itself, is not written at all (``csrc/cpu/conv_rows.h``).
 
 The operators differentiate nothing: callers take another way where something does.
 Source: paper A, equations (18), (20) and (21).
@@ -125,7 +125,7 @@ def _weight_norm_rows(g, w, x, images, rows, eps, gain, stride, padding, dilatio
 
 
 def _by_rows(g, w, x, images, normalisation, constants, geometry) -> tuple[Tensor, Tensor] | None:
-    """``_in_blocks`` where that is the fastest way."""
+    """``_in_blocks``, by one compiled operator where there is one; None: the whole kernel at once is as fast."""
     rows = _rows_at_once(x, w, normalisation, geometry)
     stride, padding, dilation, transposed, _, groups = geometry
     if normalisation == "weight_norm" and x.is_cpu and not transposed and w.dtype in (torch.float32, torch.float64):

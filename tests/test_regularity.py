@@ -15,7 +15,9 @@ from torch import nn
 import trainable_nn as tnn
 from trainable_nn import modules
 from trainable_nn.certify.regularity import first_layer, network_regularity, residual_structure
-from trainable_nn.certify.regularity.norms import norms_at_most
+from trainable_nn.certify.regularity.elementwise import SLACK
+from trainable_nn.certify.regularity.norms import deviations, norms_at_most
+from trainable_nn.certify.regularity.rules import RULES
 from trainable_nn.errors import UnboundedError
 from trainable_nn.theory import EntryNormConstants, WeightNormConstants
 from trainable_nn.theory.composition import chain, perron_at_most
@@ -362,3 +364,72 @@ def test_the_chain_of_constants_is_the_recursion_of_the_theory():
 def test_a_regularity_refuses_what_is_no_bound():
     with pytest.raises(ValueError, match="J must be a number of at least 0"):
         Regularity(value=1.0, J=math.nan)
+
+
+SMOOTH = {  # module: phi in mpmath
+    nn.Tanh(): TRUTH["tanh"][0],
+    nn.Sigmoid(): TRUTH["sigmoid"][0],
+    nn.SiLU(): TRUTH["silu"][0],
+    nn.Mish(): TRUTH["mish"][0],
+    nn.Softsign(): lambda z: z / (1 + abs(z)),
+    nn.GELU(): TRUTH["gelu"][0],
+    nn.GELU("tanh"): TRUTH["gelu_tanh"][0],
+    nn.ELU(): lambda z: mp.expm1(z) if z < 0 else z,
+    **{nn.Softplus(b, 99): lambda z, b=b: mp.log1p(mp.exp(b * z)) / b for b in (1e-3, 1.0, 7.0, 1e6)},
+    modules.Softplus0(): TRUTH["softplus0"][0],
+    modules.SmoothReLU(): TRUTH["smooth_relu"][0],
+    modules.GELU1(): TRUTH["gelu1"][0],
+    modules.SiLU1(): TRUTH["silu1"][0],
+    modules.Erf1(): TRUTH["erf1"][0],
+    modules.Arctan(): TRUTH["arctan"][0],
+    modules.ISRU(): TRUTH["isru"][0],
+}
+
+
+def smooth_step(module):
+    class Graph:
+        add = staticmethod(lambda step, *sources: step)
+
+    return RULES[type(module)](Graph, module, "phi", 0)
+
+
+def errors_of_derivatives(step, phi):
+    """The largest of phi' and phi'' by autograd, at steep and at flat places."""
+    scale, errors = max(1.0, 4 * step.phi.curvature), [0.0, 0.0]
+    sizes = [(k + 0.37) / 4 for k in range(60)] + [0.1, 1e-3, 1e-6]
+    z = torch.tensor([s * size for size in sizes for s in (1.0, -1.0)], dtype=F64) / scale
+    with mp.workdps(60):
+        for order, found in enumerate(step._derivatives(z)):
+            for at, number in zip(z.tolist(), found.tolist()):
+                exact = mp.diff(phi, mp.mpf(at), order + 1, h=mp.mpf(10) ** -18 / scale)
+                errors[order] = max(errors[order], float(abs(exact - mp.mpf(number))))
+    return errors
+
+
+@pytest.mark.parametrize("module", SMOOTH, ids=str)
+def test_the_slack_is_far_above_the_rounding_of_autograds_derivatives(module):
+    step = smooth_step(module)
+    for error, slack in zip(errors_of_derivatives(step, SMOOTH[module]), step.phi.slack):
+        assert error <= slack / 256
+
+
+def test_a_slack_that_did_not_grow_with_the_curvature_would_be_exceeded():
+    steep = nn.Softplus(1e6, 99)
+    assert errors_of_derivatives(smooth_step(steep), lambda z: mp.log1p(mp.exp(1e6 * z)) / 1e6)[1] > SLACK
+
+
+@pytest.mark.parametrize("offset, size, n", [(0.0, 1.0, 3), (1e8, 1.0, 1000), (1e8, 1e-7, 5000), (-3.0, 1e3, 1), (1e-170, 1e-170, 9)])
+def test_the_deviation_of_a_group_lies_within_its_slack(offset, size, n):
+    groups = offset + size * torch.randn(2, 3, n, dtype=F64, generator=torch.Generator().manual_seed(n))
+    spread, slack = deviations(groups)
+    assert spread.shape == slack.shape == (2, 3)
+    naive = (groups.square().mean(2) - groups.mean(2).square()).clamp(min=0).sqrt()
+    with mp.workdps(60):
+        for group, s, room in zip(groups.flatten(0, 1).tolist(), spread.flatten().tolist(), slack.flatten().tolist()):
+            numbers = [mp.mpf(x) for x in group]
+            mean = mp.fsum(numbers) / n
+            exact = mp.sqrt(mp.fsum((x - mean) ** 2 for x in numbers) / n)
+            assert abs(exact - s) <= room / 2
+            assert room <= max(1e-11 * max(map(abs, group)), 1e-100)
+    if size == 1.0 < offset:  # the way that cancels is further off than that
+        assert bool(((naive - spread).abs() > slack).any())

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...errors import UnboundedError
 from ..regularity.normalisation import BatchNormalisation, denominator
+from ..regularity.norms import deviations
 from ..regularity.sample_norms import SampleNormalisation
 from ..regularity.states import Ball, State
 from .rules import Rounding
@@ -88,7 +89,8 @@ class StatisticsRounding(Rounding):
         n = groups.shape[2]
         moved = x.values.new_tensor(x.apart / math.sqrt(n)).reshape(-1, 1)
         square = (groups.square().mean(2).sqrt() * UP + moved).square()
-        deviation = (groups.var(2, correction=0).sqrt() - 2.0**-30 * square.sqrt() - moved).clamp(min=0.0)
+        spread, slack = deviations(groups)
+        deviation = (spread - slack - moved).clamp(min=0.0)
         m = self._denominator(step, deviation.square() + float(step.module.eps)) / UP
         return n, x.entries // n, (1 + square / m.square()).sqrt() * UP, m
 

@@ -15,7 +15,7 @@ from ...theory.composition import times
 from .states import Backward, Ball, Local, State, Tangents
 from .steps import Step, U
 
-SLACK = 2.0**-40  # of a slope or curvature computed by autograd in float64, far above its rounding
+SLACK = 2.0**-40  # of the largest slope or curvature, at least 1: far above the rounding of autograd's in float64
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Smooth:
     jerk: float = np.inf
     at_zero: float = 0.0
     largest: float = np.inf
+
+    @property
+    def slack(self) -> tuple[float, float]:
+        """At least what autograd's phi' and phi'' in float64 are off by."""
+        return SLACK * max(self.slope, 1.0), SLACK * max(self.curvature, 1.0)
 
 
 class Elementwise(Step):
@@ -53,8 +58,9 @@ class Elementwise(Step):
         most, least, _ = self._extremes(ball, state)
         moved = times(phi.curvature, state.delta)
         J = np.minimum(most + moved, phi.slope)
-        lower = float(np.maximum(least - 2 * SLACK - moved, 0.0).min()) / (1 + 8 * U)
-        drift = np.minimum(moved + SLACK, 2 * phi.slope)
+        slack = phi.slack[0]
+        lower = float(np.maximum(least - 2 * slack - moved, 0.0).min()) / (1 + 8 * U)
+        drift = np.minimum(moved + slack, 2 * phi.slope)
         return [Local(J, drift, 4 * U * phi.slope, float(self._most_curved(ball, state).max()), lower)]
 
     def size(self, ball: Ball, inputs: Sequence[State], local: Sequence[Local]) -> np.ndarray:
@@ -78,7 +84,8 @@ class Elementwise(Step):
         """(samples,) each: the largest and the least |phi'(z)| and the largest |phi''(z)| now."""
 
         def measure():
-            first, second = (np.abs(ball.rows(d).numpy()) + SLACK for d in self._derivatives(state.centre))
+            derivatives = zip(self._derivatives(state.centre), self.phi.slack)
+            first, second = (np.abs(ball.rows(d).numpy()) + slack for d, slack in derivatives)
             return first.max(axis=1), first.min(axis=1), second.max(axis=1)
 
         return ball.measured("slopes", measure)
@@ -93,7 +100,7 @@ class Elementwise(Step):
 
     def _curvatures(self, ball: Ball, state: State) -> np.ndarray:
         """(samples, entries)."""
-        second = np.abs(ball.rows(self._derivatives(state.centre)[1]).numpy()) + SLACK
+        second = np.abs(ball.rows(self._derivatives(state.centre)[1]).numpy()) + self.phi.slack[1]
         return np.minimum(second + times(self.phi.jerk, state.delta)[:, None], self.phi.curvature)
 
     def _derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:

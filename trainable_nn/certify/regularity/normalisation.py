@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...theory.composition import times
 from ...theory.nonlinearities import C3
-from .norms import frobenius_at_most
+from .norms import deviations, frobenius_at_most
 from .states import Backward, Ball, Effect, Local, State, Tangents
 from .steps import Step, U
 from .twin import doubled
@@ -199,8 +199,8 @@ class BatchNormalisation(Normalisation):
 
     def _spread(self, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Standard deviations of the channels, and what rounding can have added."""
-        channels = x.transpose(0, 1).flatten(1)
-        return channels.var(1, correction=0).sqrt().numpy(), 2.0**-40 * channels.abs().amax(1).numpy()
+        spread, slack = deviations(x.transpose(0, 1).flatten(1))
+        return spread.numpy(), slack.numpy()
 
     def _curvature(self, s_low: np.ndarray, s_high: np.ndarray) -> np.ndarray:
         plain = np.minimum(C3 / self.module.eps, 2.0 / math.sqrt(3.0) / s_low**2) * UP

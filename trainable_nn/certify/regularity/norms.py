@@ -40,6 +40,18 @@ def frobenius_at_most(values: Tensor) -> np.ndarray:
     return (total * (1 + (rows.shape[1] + 8) * U)).numpy()
 
 
+def deviations(groups: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The standard deviation s of the last axis of float64, 1 / n its weight, and what rounding can have changed in it.
+
+    The mean errs by n u max \|z\|, which enters s squared as a sum of squares; the sum of squares and its root err by
+    (n + 4) u s, and s <= max \|z\|. Squares that underflow are below 1e-150.
+    """
+    n = groups.shape[-1]
+    centred = groups - groups.mean(-1, keepdim=True)
+    slack = 2.0 * (n + 16) * U * groups.abs().amax(-1) + 1e-150
+    return centred.square().mean(-1).sqrt(), slack
+
+
 def _norms(h: Tensor, rtol: float) -> np.ndarray:
     h = h.transpose(1, 2) if h.shape[1] > h.shape[2] else h
     rank, zero = h.shape[1], (h == 0).all(2).all(1).numpy()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...theory.composition import times
 from ...theory.nonlinearities import C3
 from .elementwise import quadratic
-from .norms import frobenius_at_most
+from .norms import deviations, frobenius_at_most
 from .states import Backward, Ball, Effect, Local, State, Tangents
 from .steps import Step, U
 from .twin import doubled
@@ -134,8 +134,8 @@ class SampleNormalisation(Step):
 
     def _spread(self, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(batch, groups): the deviation now, and what rounding can have added."""
-        groups = self._grouped(x)
-        return groups.var(2, correction=0).sqrt().numpy(), 2.0**-40 * groups.abs().amax(2).numpy()
+        spread, slack = deviations(self._grouped(x))
+        return spread.numpy(), slack.numpy()
 
     def _scaled(self, ball: Ball, x: Tensor) -> tuple[np.ndarray, float]:
         """The norm of the entries of v that one number of gamma scales: the largest of each sample, and of all together."""

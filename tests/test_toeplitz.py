@@ -14,7 +14,15 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 import trainable_nn as tnn
-from trainable_nn.linop import ConvParameterJacobian, ToeplitzConv, extreme_singular_values
+from trainable_nn.linop import (
+    ConvParameterJacobian,
+    ParameterJacobian,
+    ToeplitzConv,
+    differentiable_norm_at_most,
+    extreme_singular_values,
+    operator_norm_at_most,
+    operator_norms_at_most,
+)
 
 F64 = torch.float64
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -499,3 +507,39 @@ def test_bad_input_is_refused_in_words(case):
     make, kind, words = BAD[case]
     with pytest.raises(kind, match=words):
         make()
+
+
+def test_autocast_takes_no_digits_from_a_map_or_a_bound():
+    torch.manual_seed(0)
+    layer, x = tnn.WeightNormConv2d(4, 6, 3, padding=1).requires_grad_(False), torch.randn(2, 4, 5, 5)
+    map_, own = ToeplitzConv(layer, x.shape[1:]), ConvParameterJacobian(layer, x)
+    v, u, dw, dx = (torch.randn(n) for n in (map_.shape[1], own.shape[0], own.shape[1], x.numel()))
+    columns = torch.randn(map_.shape[1], 3)
+    numbers = {
+        "mv": lambda: map_.mv(columns),
+        "rmv": lambda: map_.rmv(u[: map_.shape[0]]),
+        "gram_mv": lambda: map_.gram_mv(v),
+        "dense": map_.dense,
+        "sparse": lambda: map_.to_sparse().to_dense(),
+        "parameters": lambda: own.mv(dw),
+        "parameters, transpose": lambda: own.gram_mv(u),
+        "joint_mv": lambda: torch.cat(own.joint_mv(dw, dx)),
+        "joint_mv, columns": lambda: torch.cat([part.flatten() for part in own.joint_mv(dw[:, None], dx[:, None])]),
+        "joint_tangent": lambda: own.joint_tangent(dw, dx),
+        "joint_rmv": lambda: torch.cat(own.joint_rmv(u)),
+        "network": lambda: ParameterJacobian(nn.Sequential(nn.Conv2d(4, 2, 1, bias=False)), x).rmv(u[:100]),
+        "largest": lambda: torch.tensor(extreme_singular_values(map_).largest),
+        "bound": lambda: torch.tensor(operator_norm_at_most(layer, x.shape[1:])),
+        "bounds": lambda: torch.tensor(operator_norms_at_most(nn.Sequential(layer), x)[0].norm_at_most),
+        "differentiable bound": lambda: differentiable_norm_at_most(layer, x.shape[1:]),
+    }
+    for name, number in numbers.items():
+        torch.manual_seed(1)
+        exact = number()
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.manual_seed(1)
+            found = number()
+            rounded = torch.conv2d(x, layer.effective_weight())
+        assert rounded.dtype == torch.bfloat16  # autocast was on
+        assert found.dtype == exact.dtype and torch.equal(found, exact), name
+

@@ -90,7 +90,9 @@ struct Geometry {
                              give_integers(stride), give_integers(padding), give_integers(dilation), 0,
                              give_integers(Integers(stride.size())), (StableIValue)groups};  // not transposed
     TNN_CHECK(torch_call_dispatcher("aten::convolution", "", stack, kTorchTarget));
-    return contiguous(Tensor(stack[0]));
+    Tensor y = contiguous(Tensor(stack[0]));
+    if (y.dtype() != x.dtype()) throw std::runtime_error("trainable_nn: autocast changed a convolution's dtype");
+    return y;
   }
 };
 

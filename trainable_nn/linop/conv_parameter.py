@@ -12,6 +12,7 @@ from .convolution_reader import Convolution, check_values, read_convolution
 from .fused import geometry_arguments, may_fuse, normalisation_of
 from .geometry import geometry_of
 from .linear_map import LinearMap
+from .without_autocast import without_autocast
 
 WHERE = "ConvParameterJacobian"
 CHUNK = 64  # columns that go through at once: each brings a kernel or a gradient of its own
@@ -86,10 +87,12 @@ class ConvParameterJacobian(LinearMap):
         columns = self.kernel_parameters + (self._sample[0] if bias else 0)
         self.shape = (self.output_shape.numel(), columns)
 
+    @without_autocast
     def gram_mv(self, vectors: Tensor, *, side: str = "outputs") -> Tensor:
         """D D^T u on the side "outputs", the default: the layer's part of the NTK; D^T D v on the side "inputs"."""
         return self._gram(vectors, side)
 
+    @without_autocast
     def joint_mv(self, dw: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
         r"""(y, D dw + J dx): the layer's output, bias included, and its tangent, both flattened.
 
@@ -105,6 +108,7 @@ class ConvParameterJacobian(LinearMap):
             y = y + self._along_pixels(self.layer_bias)
         return y.flatten(), self._joint_tangent("joint_mv", kernel, dw, dx)
 
+    @without_autocast
     def joint_tangent(self, dw: Tensor, dx: Tensor) -> Tensor:
         """D dw + J dx alone, what ``joint_mv`` returns second: two convolutions."""
         if self._fuses("joint_tangent", (dw, self.shape[1]), (dx, self.x.numel())):
@@ -112,6 +116,7 @@ class ConvParameterJacobian(LinearMap):
             return self._along_bias(t, dw).view(-1)
         return self._joint_tangent("joint_tangent", self._kernel(self.parameters), dw, dx)
 
+    @without_autocast
     def joint_rmv(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(D^T u, J^T u), the adjoint of the tangent of ``joint_mv``: (parameters,) and (x.numel(),), or columns."""
         if self._fuses("joint_rmv", (u, self.shape[0])):

@@ -28,6 +28,7 @@ from ..tables import Table, numeral
 from .gram import ntk
 from .lanczos import Found, lanczos_extremes
 from .parameter_jacobian import ParameterJacobian
+from .without_autocast import without_autocast
 
 WHERE = "kernel_extremes"
 DENSE_UP_TO = 2048  # rows: the kernel by layers and its decomposition take less than a hundred products
@@ -86,6 +87,7 @@ class KernelExtremes:
         return self.table().to_html()
 
 
+@without_autocast
 def kernel_extremes(
     kernel,
     *,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .without_autocast import without_autocast
+
 SIDES = ("inputs", "outputs")
 
 
@@ -20,14 +22,17 @@ class LinearMap:
     device: torch.device
     gram_side = "inputs"  # the side that gram_mv takes where none is named
 
+    @without_autocast
     def mv(self, v: Tensor) -> Tensor:
         """A v."""
         return self._apply("mv", self._push, v, self.shape[1], self.shape[0])
 
+    @without_autocast
     def rmv(self, u: Tensor) -> Tensor:
         """A^T u, the adjoint; for complex entries A^H u."""
         return self._apply("rmv", self._pull, u, self.shape[0], self.shape[1])
 
+    @without_autocast
     def dense(self) -> Tensor:
         """The matrix (outputs, inputs)."""
         outputs, inputs = self.shape

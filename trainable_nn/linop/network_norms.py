@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import UnboundedError
 from .layers import CONVOLUTIONS, TRANSPOSED, read_layer
 from .operator_norm import Prepared, equal_bounds, operator_norm_at_most, shape_of_matrix
+from .without_autocast import without_autocast
 
 LINEAR = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 MOST_NUMBERS = 2**14  # of a layer's weight and of its input, if it is read to see whether others are like it
@@ -34,6 +35,7 @@ class LayerBound:
     also: tuple[str, ...] = ()
 
 
+@without_autocast
 def operator_norms_at_most(
     model: nn.Module, sample_input: Tensor | Sequence[int], *, rtol: float = 0.05, progress: bool = False
 ) -> list[LayerBound]:

@@ -34,6 +34,7 @@ from .norm import U, _scaled, matrix_norm_at_most
 from .one_thread import one_thread
 from .symbol import Symbol, frequencies, symbol_of
 from .symbol_gram import gram_of, grid_maximum
+from .without_autocast import without_autocast
 
 MOST_FREQUENCIES = 2**20  # of a fixed grid
 CHEAP, DEAR = 2e7, 2e9  # multiplications of a grid; one with a place more is tried too where it is cheap, or where few
@@ -46,6 +47,7 @@ LEAST_DEGREE = 1  # of three taps without a stride; with fewer so few taps meet 
 COS_ERROR = 2.0**-45  # of 1 / cos, for angles of at most pi / 4
 
 
+@without_autocast
 def operator_norm_at_most(conv, input_shape: Sequence[int] | None, *, rtol: float = 0.05) -> float:
     """A float that is at least the operator norm of x -> conv(x) - conv(0), in the Euclidean norms of one sample.
 
@@ -73,6 +75,7 @@ def operator_norm_at_most(conv, input_shape: Sequence[int] | None, *, rtol: floa
     return attained_bound(layer, _slack(rtol), boxed=True).bound
 
 
+@without_autocast
 def convolution_norm_at_most(
     weight: Tensor,
     input_shape: Sequence[int] | None,

@@ -19,6 +19,7 @@ from .inverse_iteration import smallest_of
 from .products import Products, products_of
 from .rough_start import rough_top
 from .toeplitz import ToeplitzConv
+from .without_autocast import without_autocast
 
 DENSE_UP_TO = 2048  # of the smaller side: five seconds on one core, and right where Golub-Kahan is not
 CONVOLUTION_DENSE_UP_TO = 512  # of the smaller side of a convolution: above it the blocks' inverse is faster
@@ -57,6 +58,7 @@ class Extremes:
         return self.smallest_converged, self.largest_converged
 
 
+@without_autocast
 def extreme_singular_values(
     op,
     *,

@@ -21,11 +21,13 @@ from .definite import top_vector
 from .layers import Convolution, read_layer, read_weight, sizes_of, weight_of
 from .norm import matrix_norm_at_most
 from .operator_norm import Attained, attained_bound
+from .without_autocast import without_autocast
 
 NARROW = 1e-7  # relative: of the level above the peak
 SLACK = 1e-3  # what operator_norm_at_most spends on a grid by default
 
 
+@without_autocast
 def differentiable_norm_at_most(conv_or_weight, input_shape: Sequence[int] | None, **arguments) -> Tensor:
     """``operator_norm_at_most`` of a layer, or ``convolution_norm_at_most`` of a weight, that autograd differentiates.
 

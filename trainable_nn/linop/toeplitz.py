@@ -8,6 +8,7 @@ from .convolution_reader import read_convolution
 from .fused import geometry_arguments, may_fuse
 from .geometry import geometry_of
 from .linear_map import LinearMap
+from .without_autocast import without_autocast
 
 MOST_ENTRIES = 2**22  # of the sparse matrix: building it takes about 60 bytes each
 
@@ -64,6 +65,7 @@ class ToeplitzConv(LinearMap):
         self.shape = (self.output_shape.numel(), self.input_shape.numel())
         self._arguments = geometry_arguments(self.geometry, self.transposed)
 
+    @without_autocast
     def gram_mv(self, vectors: Tensor, *, side: str = "inputs") -> Tensor:
         """J^T J v on the side "inputs", the default; J J^T u, what ``Jacobian.gram_mv`` is, on the side "outputs"."""
         real = isinstance(vectors, Tensor) and not self.dtype.is_complex
@@ -79,6 +81,7 @@ class ToeplitzConv(LinearMap):
         other.dtype, other.device = other.weight.dtype, other.weight.device
         return other
 
+    @without_autocast
     def to_sparse(self, *, most_entries: int = MOST_ENTRIES) -> Tensor:
         """The matrix as ``torch.sparse_csr``, detached; taps on the same pixel are summed.
 

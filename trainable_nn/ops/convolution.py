@@ -101,10 +101,13 @@ def _rows_at_once(x: Tensor, w: Tensor, normalisation: str, geometry) -> int:
 
     Each block reads the images again, so that this pays only where they are small beside the kernel.
     """
+    filters, entries = len(w), w.numel()
+    if _IMAGES_PER_KERNEL * x.numel() > entries:
+        return filters
     transposed, groups = geometry[3], geometry[5]
-    if _IMAGES_PER_KERNEL * x.numel() > w.numel() or normalisation == IDENTITY or transposed or groups != 1 or not x.is_cpu:
-        return len(w)
-    rows = _BLOCK // (w.element_size() * w[0].numel()) * torch.get_num_threads()
+    if normalisation == IDENTITY or transposed or groups != 1 or not x.is_cpu:
+        return filters
+    rows = _BLOCK // (w.element_size() * entries // filters) * torch.get_num_threads()
     return max(round(rows / _LANES), 1) * _LANES
 
 

@@ -249,8 +249,7 @@ def test_a_convolution_by_rows_is_the_dense_one(geometry, dtype):
     layouts = [lambda t: t, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)]
     if len(kernel) == 4:
         layouts.append(lambda t: t.contiguous(memory_format=torch.channels_last))
-    rows = (12, 40) if geometry == "groups" else (1, 4, 11, 40)
-    for layout, at_once, images in itertools.product(layouts, rows, (dx, torch.cat((x, dx)), torch.cat((x, more, dx)))):
+    for layout, at_once, images in itertools.product(layouts, (1, 4, 6, 11, 40), (dx, torch.cat((x, dx)), torch.cat((x, more, dx)))):
         expected = by_dense_rows(g, w, x, images, 0.3, 1.5, arguments)
         found = CONV_ROWS(layout(g), layout(w), layout(x), layout(images), at_once, 0.3, 1.5, *arguments)
         for a, b in zip(found, expected):
@@ -299,6 +298,11 @@ def test_a_convolution_by_rows_refuses_what_it_does_not_know():
         (g[0, 0], w[0, 0], x, x, 2),
         (g[:3], w, x, x, 2),
         (g, w, x[:, :1], x, 2),
+        (g, w, x, torch.ones(1, 2, 4, 5), 2),
+        (g, w, torch.ones(2, 2, 4, 4), x, 2),
+        (g, w, x, x.double(), 2),
+        (g, w, x[0], x[0], 2),
+        (g[..., 0], w[..., 0], x, x, 2),
     ):
         with pytest.raises(RuntimeError):
             CONV_ROWS(*wrong, 0.3, 1.5, *arguments)

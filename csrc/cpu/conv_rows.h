@@ -128,6 +128,18 @@ void add_up(const Tensor& values, const Tensor& tangents, const Tensor& a, const
   else TNN_CHECK(torch_parallel_for(0, all, grain, part, &lines));
 }
 
+// Whether convolutions of x and of images with w are what `add_up` reads.
+inline bool fit(const Tensor& w, const Tensor& x, const Tensor& images, const Geometry& geometry) {
+  const size_t dim = (size_t)w.dim();
+  const Integers kernel = sizes_of(w), one = sizes_of(x), other = sizes_of(images);
+  bool fits = dim >= 3 && one.size() == dim && other.size() == dim && geometry.groups >= 1;
+  for (const Integers* list : {&geometry.stride, &geometry.padding, &geometry.dilation})
+    fits = fits && list->size() + 2 == dim;
+  for (size_t d = 1; fits && d < dim; ++d) fits = one[d] == other[d];
+  return fits && one[0] <= other[0] && one[1] == kernel[1] * geometry.groups && w.numel() > 0 &&
+         x.dtype() == w.dtype() && images.dtype() == w.dtype();
+}
+
 constexpr double kModerate = 0x1p32;  // of a row's factor, and of its inverse
 
 // weight_norm_conv_rows(g, w, x, images, rows, eps, gain, stride, padding, dilation, groups) -> (y, t).
@@ -139,13 +151,14 @@ template <class Empty, class Run> void weight_norm_conv_rows(StableIValue* stack
   const int32_t dtype = w.dtype();
   if (dtype != kFloat && dtype != kDouble)
     throw std::runtime_error("trainable_nn: the weight must be float32 or float64");
-  const int64_t at_once = (int64_t)stack[4], filters = w.dim() < 3 ? 0 : w.sizes()[0];
-  if (!w.numel() || !filters || at_once < 1) throw std::runtime_error("trainable_nn: there are no rows of a kernel");
+  if (!fit(w, x, images, geometry)) throw std::runtime_error("trainable_nn: kernel and images do not fit together");
   w = dense(std::move(w));
   if (rows_of(w).outer > 1) w = contiguous(std::move(w));
   g = laid_out_as(w, std::move(g));
 
-  const int64_t most = at_once < filters ? at_once : filters, inner = w.numel() / filters;
+  const int64_t at_once = (int64_t)stack[4], filters = w.sizes()[0], inner = w.numel() / filters;
+  if (at_once < 1) throw std::runtime_error("trainable_nn: at least one row at once");
+  const int64_t most = at_once < filters && geometry.groups == 1 ? at_once : filters;  // a group's rows stay together
   const int64_t row_bytes = inner * size_of(dtype);
   Integers sizes = geometry.output_sizes(x, w);
   Tensor tangents;

@@ -124,6 +124,7 @@ def _in_blocks(g, w, x, images, rows, pair, geometry) -> tuple[Tensor, Tensor]:
 
 def _weight_norm_rows(g, w, x, images, rows, eps, gain, stride, padding, dilation, groups):
     geometry = stride, padding, dilation, False, [0] * len(stride), groups
+    rows = rows if groups == 1 else len(w)  # a group's rows stay together
     return _in_blocks(g, w, x, images, rows, lambda *block: weight_norm.pair(*block, eps, gain), geometry)
 
 

@@ -287,6 +287,28 @@ def test_rows_of_very_different_sizes_in_one_block():
             assert ((a.double() - b).abs() <= 1e-5 * size).all()
 
 
+def test_rows_whose_squares_overflow_and_rows_that_are_cut_in_pieces():
+    torch.manual_seed(0)
+    arguments = [1, 1], [1, 1], [1, 1], 1
+    (g, w), (x, dx) = torch.randn(2, 3, 2, 3, 3, dtype=F64), torch.randn(2, 1, 2, 4, 4, dtype=F64)
+    w[1] *= 1e200
+    expected = by_dense_rows(g, w / torch.tensor([1, 1e200, 1], dtype=F64).reshape(-1, 1, 1, 1), x, dx, 0.0, 1.5, arguments)[1]
+    found = CONV_ROWS(g, w, x, dx, 2, 0.0, 1.5, *arguments)[1]  # P(w) does not change with w's size, and DP(w) g falls with it
+    moved = torch.conv2d(dx, 1.5 * w[1:2] / 1e200 / (w[1] / 1e200).norm(), None, 1, 1)
+    assert_close(found[:, 1:2], moved, rtol=1e-12, atol=1e-12)
+    assert_close(found[:, ::2], expected[:, ::2], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(found[:, 1:2], expected[:, 1:2])
+
+    (g, w), (x, dx) = torch.randn(2, 2, 30000, 3, 3), torch.randn(2, 1, 30000, 3, 3)
+    for rows in (1, 2):
+        found = CONV_ROWS(g, w, x, torch.cat((x, dx)), rows, 0.3, 1.5, *arguments)
+        for a, b in zip(found, by_dense_rows(g, w, x, torch.cat((x, dx)), 0.3, 1.5, arguments)):
+            assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+    w[0, 0, 0, 0] = float("nan")
+    found = CONV_ROWS(g, w, x, dx, 1, 0.3, 1.5, *arguments)[1]
+    assert found[:, 0].isnan().all() and found[:, 1].isfinite().all()
+
+
 @pytest.mark.skipif("cpu" not in native.loaded, reason="no compiled CPU kernels")
 def test_a_convolution_by_rows_refuses_what_it_does_not_know():
     g = w = torch.ones(4, 2, 3, 3)
@@ -306,6 +328,10 @@ def test_a_convolution_by_rows_refuses_what_it_does_not_know():
     ):
         with pytest.raises(RuntimeError):
             CONV_ROWS(*wrong, 0.3, 1.5, *arguments)
+    for wrong in (([0, 1], [1, 1], [1, 1], 1), ([1, 1], [1, 1], [1, 0], 1), ([1], [1], [1], 1), ([1, 1], [1, 1], [1, 1], 2)):
+        with pytest.raises(RuntimeError):
+            CONV_ROWS(g, w, x, x, 2, 0.3, 1.5, *wrong)
+    assert CONV_ROWS(g, w, x, x, 2, 0.3, 1.5, *arguments)[1].shape == (1, 4, 4, 4)  # what is right is not refused
 
 
 GEOMETRIES_OF_OPS = {

@@ -542,4 +542,3 @@ def test_autocast_takes_no_digits_from_a_map_or_a_bound():
             rounded = torch.conv2d(x, layer.effective_weight())
         assert rounded.dtype == torch.bfloat16  # autocast was on
         assert found.dtype == exact.dtype and torch.equal(found, exact), name
-

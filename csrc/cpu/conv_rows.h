@@ -136,6 +136,7 @@ inline bool fit(const Tensor& w, const Tensor& x, const Tensor& images, const Ge
   for (const Integers* list : {&geometry.stride, &geometry.padding, &geometry.dilation})
     fits = fits && list->size() + 2 == dim;
   for (size_t d = 1; fits && d < dim; ++d) fits = one[d] == other[d];
+  for (size_t d = 0; fits && d + 2 < dim; ++d) fits = geometry.stride[d] >= 1 && geometry.dilation[d] >= 1;
   return fits && one[0] <= other[0] && one[1] == kernel[1] * geometry.groups && w.numel() > 0 &&
          x.dtype() == w.dtype() && images.dtype() == w.dtype();
 }
